@@ -43,8 +43,8 @@ from pi_runtime.files import write_text
 
 PUBLIC_FORMAT = "pi-pipeline public graph"
 PUBLIC_SCHEMA = 1
-OPERATORS = (
-    "conv linear affine add relu avg_pool max_pool reshape concat pad slice".split()  # noqa: SIM905 (a table)
+OPERATORS = frozenset(
+    ("conv", "linear", "affine", "add", "relu", "avg_pool", "max_pool", "reshape", "concat", "pad", "slice")
 )
 
 Shape = tuple[int, ...]
@@ -225,8 +225,9 @@ def check_wiring(graph: Graph, *, origin: str) -> None:
             raise GraphError(f"{origin}: node {node.name!r} must have kept elements if and only if it is a relu")
         if node.kept is not None and len(node.kept):
             increasing = bool(np.all(np.diff(node.kept) > 0))
-            if not increasing or node.kept[0] < 0 or node.kept[-1] >= prod(node.shape):
-                raise GraphError(f"{origin}: node {node.name!r} has kept indices outside its {prod(node.shape)} elements")
+            size = prod(node.shape)
+            if not increasing or node.kept[0] < 0 or node.kept[-1] >= size:
+                raise GraphError(f"{origin}: node {node.name!r} has kept indices outside its {size} elements")
     if graph.output not in known:
         raise GraphError(f"{origin}: the output {graph.output!r} is never written")
 
@@ -257,7 +258,9 @@ def _node_to_json(node: Node) -> dict[str, object]:
         bits = np.zeros(prod(node.shape), dtype=bool)
         bits[node.kept] = True
         # One bit an element, first element in the lowest bit: at most 1/6 byte an element as text.
-        entry["kept"] = "all" if bits.all() else base64.b64encode(np.packbits(bits, bitorder="little")).decode()
+        entry["kept"] = (
+            "all" if bits.all() else base64.b64encode(np.packbits(bits, bitorder="little").tobytes()).decode()
+        )
     return entry
 
 
@@ -279,9 +282,7 @@ def _node_from_json(entry: Mapping[str, Any]) -> Node:
         inputs=tuple(str(wire) for wire in entry["inputs"]),
         output=str(entry["output"]),
         shape=shape,
-        attrs={
-            key: value if type(value) is int else _integers(value) for key, value in dict(entry["attrs"]).items()
-        },
+        attrs={key: value if type(value) is int else _integers(value) for key, value in dict(entry["attrs"]).items()},
         param_shapes={key: _shape(value) for key, value in dict(entry["param_shapes"]).items()},
         kept=kept,
     )
