@@ -25,7 +25,6 @@ INPUT, OUTPUT = "input", "logits"
 _RELU_CALLS = {F.relu, torch.relu, "relu", "relu_", torch.relu_}
 _ADD_CALLS = {operator.add, operator.iadd, torch.add, "add", "add_"}
 _FLATTEN_CALLS = {torch.flatten, torch.reshape, "flatten", "view", "reshape"}
-_SHAPE_CALLS = {"size", getattr}
 
 
 class OnnxWriter:
@@ -86,8 +85,8 @@ class OnnxWriter:
             self._elementwise_sum(node)
         elif target in _FLATTEN_CALLS:
             self._reshape(node)
-        elif target in _SHAPE_CALLS or _is_shape_item(node):
-            return  # a number of the batch or of a known dimension: `_reshape` knows shapes by itself
+        elif "tensor_meta" not in node.meta:
+            return  # a size, not a tensor: `_reshape` knows the shapes by itself
         elif target is operator.getitem:
             self._slice(node)
         elif target in (F.avg_pool2d, F.max_pool2d, F.adaptive_avg_pool2d):
@@ -347,14 +346,6 @@ class OnnxWriter:
             f"{self._name(node)}: {what} is outside the operator set (convolution, linear, batch norm, ReLU, add,"
             " average, global and max pooling, flatten, concat, pad, slice); replace it before the export"
         )
-
-
-def _is_shape_item(node: fx.Node) -> bool:
-    return (
-        node.target is operator.getitem
-        and isinstance(_args(node)[0], fx.Node)
-        and _args(node)[0].target in _SHAPE_CALLS
-    )
 
 
 def _pair(value: Any) -> tuple[int, int]:
