@@ -40,7 +40,6 @@ def bench_options(command: Any) -> Any:
         click.option("--images", default=100, show_default=True, help="test images for the secure accuracy"),
         click.option("--runs", default=5, show_default=True, help="timed inferences of one image, after a warm-up"),
         click.option("--party-threads", default=1, show_default=True, help="CPU threads of each party"),
-        click.option("--port", type=int, help="TCP port for the backends' processes  [a free one]"),
     )
     for option in reversed(options):
         command = option(command)
@@ -162,7 +161,6 @@ def _take_bench_options(options: dict[str, Any]) -> dict[str, Any]:
         "images": counts["images"],
         "runs": counts["runs"],
         "threads": counts["party_threads"],
-        "port": options.pop("port"),
     }
 
 

@@ -2,21 +2,38 @@
 
 This is where training, runtime and benchmarks are joined, and they meet at files only::
 
-    linearize.run       ->  baseline.safetensors, linearized.safetensors, bcd.jsonl
+    train, linearize    ->  baseline.safetensors, linearized.safetensors, bcd.jsonl
     export_run          ->  full.onnx, model.onnx, model.public.json, model.crypten.pt
     bench_run           ->  results.json
-    benchmarks.report   ->  report.html
+    report_run          ->  report.html
+
+Each step returns the document that its verb prints.
 """
 
 from __future__ import annotations
 
+import shlex
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from pi_runtime.backend import Backend
+from pi_runtime.errors import ConfigError
+from pi_runtime.images import normalise
+from pi_runtime.onnx_graph import load_onnx
+
 if TYPE_CHECKING:
+    import numpy.typing as npt
+
     from linearize.config import RunConfig
 
-FULL, MODEL, PUBLIC, CRYPTEN = "full.onnx", "model.onnx", "model.public.json", "model.crypten.pt"
+FULL, MODEL = "full.onnx", "model.onnx"
 
 
 def default_run_dir(config: RunConfig) -> Path:
@@ -26,36 +43,145 @@ def default_run_dir(config: RunConfig) -> Path:
     return Path("runs") / "-".join(parts)
 
 
-def export_run(run_dir: Path) -> None:
-    """Exports the baseline and the linearized network of ``run_dir``; overwrites what an earlier export left.
+def run(
+    config: RunConfig, run_dir: Path, *, backends: Sequence[str], images: int, runs: int, threads: int
+) -> dict[str, Any]:
+    """Every step in order; what an earlier call finished is not done again."""
+    linearize(config, run_dir)
+    export_run(run_dir)
+    measured = bench_run(run_dir, backends=backends, images=images, runs=runs, threads=threads)
+    return {"run_dir": str(run_dir)} | report_run(run_dir) | measured
+
+
+def train(config: RunConfig, run_dir: Path) -> dict[str, Any]:
+    """The baseline: ``baseline.safetensors``."""
+    from linearize.checkpoint import read_metadata
+    from linearize.run import train_baseline
+
+    checkpoint = train_baseline(config, run_dir)
+    facts = read_metadata(checkpoint)
+    return {
+        "run_dir": str(run_dir),
+        "checkpoint": str(checkpoint),
+        "relu_total": facts["relu_total"],
+        "validation_accuracy": facts["val_accuracy"],
+    }
+
+
+def linearize(config: RunConfig, run_dir: Path) -> dict[str, Any]:
+    """The linearized network: ``linearized.safetensors``."""
+    from linearize.run import linearize as run_linearization
+
+    result = run_linearization(config, run_dir)
+    return {
+        "run_dir": str(run_dir),
+        "checkpoint": str(result.checkpoint),
+        "relu_total": result.relu_total,
+        "relu_count": result.relu_count,
+        "baseline_test_accuracy": result.baseline_test_accuracy,
+        "linearized_test_accuracy": result.linearized_test_accuracy,
+    }
+
+
+def export_run(run_dir: Path) -> dict[str, Any]:
+    """Exports the baseline and the linearized network of a run; overwrites what an earlier export left.
 
     Raises:
         CheckpointError: a checkpoint is missing or damaged.
     """
     export_checkpoint(run_dir / "baseline.safetensors", run_dir / FULL)
-    export_checkpoint(run_dir / "linearized.safetensors", run_dir / MODEL, companions=True)
+    return {"run_dir": str(run_dir)} | export_checkpoint(
+        run_dir / "linearized.safetensors", run_dir / MODEL, companions=True
+    )
 
 
-def export_checkpoint(checkpoint: Path, output: Path, *, companions: bool = False) -> None:
+def export_checkpoint(checkpoint: Path, output: Path, *, companions: bool = False) -> dict[str, Any]:
     """Exports one checkpoint to ``output``.
 
-    companions: also write the public graph and the CrypTen graph beside it, under the names of a run directory.
+    companions: also write the public graph and the CrypTen graph beside it (``.public.json``, ``.crypten.pt``).
     """
     from linearize.checkpoint import load_checkpoint
     from pi_runtime.export import export_onnx
 
     model, facts = load_checkpoint(checkpoint)
     export_onnx(model, tuple(facts["input_shape"]), output, metadata=_public_facts(facts))
+    written = {"onnx": str(output), "relu_count": facts["relu_count"]}
     if companions:
         from pi_runtime.crypten_graph import save_crypten_graph
-        from pi_runtime.onnx_graph import load_onnx
 
         graph = load_onnx(output)
-        graph.save_public(output.with_name(output.stem + ".public.json"))
-        save_crypten_graph(graph, output.with_name(output.stem + ".crypten.pt"))
+        public, crypten = (output.with_suffix(suffix) for suffix in (".public.json", ".crypten.pt"))
+        graph.save_public(public)
+        save_crypten_graph(graph, crypten)
+        written |= {"public": str(public), "crypten": str(crypten)}
+    return written
+
+
+def bench_run(run_dir: Path, *, backends: Sequence[str], images: int, runs: int, threads: int) -> dict[str, Any]:
+    """Measures the full and the linearized network of a run: ``results.json``."""
+    from benchmarks.report import print_tables
+
+    from benchmarks.harness import BenchSettings, run_bench
+    from benchmarks.headline import headline
+    from pi_runtime.backends import open_backend
+
+    def opener(name: str) -> Backend:
+        return open_backend(name, threads=threads)
+
+    pixels, labels = _test_images(run_dir)
+    model = run_dir / MODEL
+    with _progress() as progress:
+        results = run_bench(
+            full=run_dir / FULL,
+            linearized=model,
+            images=normalise(pixels, load_onnx(model)),
+            labels=labels,
+            backends=backends,
+            results_path=run_dir / "results.json",
+            settings=BenchSettings(runs=runs, accuracy_images=images, threads=threads),
+            opener=opener,
+            progress=progress,
+            command=shlex.join(["pi-pipeline", *sys.argv[1:]]),
+        )
+    print_tables(results)
+    return {"run_dir": str(run_dir), "results": str(run_dir / "results.json")} | headline(results)
+
+
+def report_run(run_dir: Path) -> dict[str, Any]:
+    """Writes the report of a run: ``report.html``."""
+    from benchmarks.report import write_report
+
+    return {"report": str(write_report(run_dir))}
+
+
+def _test_images(run_dir: Path) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
+    """The test set that the run was configured with: uint8 [N, C, H, W] and int64 [N]."""
+    from linearize.config import load_config
+    from linearize.data import load_dataset
+
+    if not (run_dir / "config.yaml").exists():
+        raise ConfigError(f"{run_dir} is no run directory (it has no config.yaml); make one with `pi-pipeline run`")
+    test = load_dataset(load_config(run_dir / "config.yaml").data).test
+    return test.images.numpy(), test.labels.numpy()
 
 
 def _public_facts(facts: dict[str, Any]) -> dict[str, Any]:
     """What the client may know of a checkpoint; nothing that depends on the weights but its accuracy."""
-    known = ("network", "width", "dataset", "class_names", "mean", "std", "relu_budget", "test_accuracy")
-    return {key: facts[key] for key in known if facts.get(key) is not None}
+    known = ("network", "width", "dataset", "class_names", "mean", "std", "relu_budget")
+    name = f"{facts['network']} of width {facts['width']}"
+    return {"name": name} | {key: facts[key] for key in known if facts.get(key) is not None}
+
+
+@contextmanager
+def _progress() -> Iterator[Any]:
+    """Shows what the harness tells as a bar on stderr."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bars:
+        tasks: dict[str, Any] = {}
+
+        def show(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bars.add_task(what, total=total)
+            bars.update(tasks[what], completed=done, total=total)
+
+        yield show
