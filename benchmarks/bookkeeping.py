@@ -1,0 +1,91 @@
+"""From the costs of repeated inferences to rows of the results document."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import median, median_low
+
+from benchmarks.schema import PHASES, GraphName, LayerRow, Phase, Row, SentBytes, Spread
+from pi_runtime.backend import Cost, RunCost, sum_costs
+
+
+def phase_rows(
+    costs: Sequence[RunCost],
+    *,
+    backend: str,
+    graph: GraphName,
+    relu_count: int,
+    images: int,
+    network: str,
+    byte_source: str = "",
+) -> tuple[Row, ...]:
+    """One row a phase from the costs of repeated inferences on ``images`` images each.
+
+    Seconds become median, minimum and maximum. Bytes, messages and rounds are those of a run in the middle
+    (``median_low``), so that each is a figure that was really counted. ``setup`` happened once, however often its cost
+    was reported.
+    """
+    rows = []
+    for phase in PHASES:
+        seen = [run.phases.get(phase, Cost()) for run in costs]
+        if phase == "setup":
+            seen = seen[:1]
+        seconds = [cost.seconds for cost in seen]
+        rows.append(
+            Row(
+                backend=backend,
+                graph=graph,
+                relu_count=relu_count,
+                network=network,
+                kind="measured",
+                phase=phase,
+                images=images,
+                latency_s=Spread(median=median(seconds), min=min(seconds), max=max(seconds), runs=len(seconds)),
+                sent_bytes=_middle_bytes(seen),
+                messages=median_low(cost.messages for cost in seen),
+                rounds=median_low(cost.rounds for cost in seen),
+                byte_source=byte_source,
+            )
+        )
+    return tuple(rows)
+
+
+def layer_rows(costs: Sequence[RunCost], *, backend: str, graph: GraphName) -> tuple[LayerRow, ...]:
+    """One row a layer and phase, in the order of execution; the middle of the runs, as :func:`phase_rows`.
+
+    Entries of one run with the same phase and name (a layer that works in two steps) are added up first.
+    """
+    first: dict[tuple[Phase, str], tuple[str, int]] = {}
+    seen: dict[tuple[Phase, str], list[Cost]] = {}
+    for run in costs:
+        steps: dict[tuple[Phase, str], list[Cost]] = {}
+        for layer in run.layers:
+            for phase in PHASES:
+                if phase == layer.phase:
+                    first.setdefault((phase, layer.name), (layer.op, layer.relu_count))
+                    steps.setdefault((phase, layer.name), []).append(layer.cost)
+        for key, parts in steps.items():
+            seen.setdefault(key, []).append(sum_costs(parts))
+    return tuple(
+        LayerRow(
+            backend=backend,
+            graph=graph,
+            phase=phase,
+            layer=name,
+            op=first[phase, name][0],
+            relu_count=first[phase, name][1],
+            seconds=median(cost.seconds for cost in parts),
+            sent_bytes=_middle_bytes(parts),
+            messages=median_low(cost.messages for cost in parts),
+            rounds=median_low(cost.rounds for cost in parts),
+        )
+        for (phase, name), parts in seen.items()
+    )
+
+
+def _middle_bytes(costs: Sequence[Cost]) -> SentBytes:
+    return SentBytes(
+        client=median_low(cost.sent_bytes["client"] for cost in costs),
+        server=median_low(cost.sent_bytes["server"] for cost in costs),
+        dealer=median_low(cost.sent_bytes["dealer"] for cost in costs),
+    )
