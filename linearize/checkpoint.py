@@ -1,0 +1,54 @@
+"""A network with its weights, its ReLU masks and what is known about it, in one safetensors file."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from linearize.errors import CheckpointError, ConfigError
+from linearize.files import load_tensors, save_tensors
+from linearize.networks import build_network
+from linearize.relu_mask import layer_counts, relu_count, relu_total
+
+# What is needed to build the network again.
+_REQUIRED = ("network", "width", "num_classes", "input_shape")
+
+
+def save_checkpoint(path: Path, model: nn.Module, metadata: Mapping[str, Any]) -> None:
+    """Write a network's state (masks are bool buffers named *.relu_mask) and metadata, atomically.
+
+    metadata: JSON values; must hold network, width, num_classes and input_shape ([C, H, W]), from which the network is
+    built again. relu_total, relu_count and layer_counts are added from the masks.
+    """
+    missing = [key for key in _REQUIRED if key not in metadata]
+    assert not missing, f"metadata lacks {missing}"
+    counts = {"relu_total": relu_total(model), "relu_count": relu_count(model), "layer_counts": layer_counts(model)}
+    save_tensors(path, model.state_dict(), {**metadata, **counts})
+
+
+def read_metadata(path: Path) -> dict[str, Any]:
+    """The metadata of a checkpoint. Raises CheckpointError as `load_checkpoint` does."""
+    return load_tensors(path)[1]
+
+
+def load_checkpoint(path: Path) -> tuple[nn.Module, dict[str, Any]]:
+    """Build the network of a checkpoint and fill it in: (module in eval mode on the CPU, metadata).
+
+    Raises CheckpointError if the file is missing, truncated, of another program, or does not fit its own metadata.
+    """
+    tensors, metadata = load_tensors(path)
+    missing = [key for key in _REQUIRED if key not in metadata]
+    if missing:
+        raise CheckpointError(
+            f"{path}: not a network checkpoint, its header lacks {', '.join(missing)}; name another file"
+        )
+    try:
+        model = build_network(
+            metadata["network"], metadata["width"], metadata["num_classes"], tuple(metadata["input_shape"])
+        )
+        model.load_state_dict(tensors)
+    except (RuntimeError, ConfigError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(f"{path}: the tensors do not fit the network of the header ({reason})") from None
+    return model, metadata

@@ -1,0 +1,261 @@
+"""Settings of a run: read from YAML, overridden by dotted keys, checked once, then immutable.
+
+Every field is described with its unit; the command line makes one flag of each. The defaults are the digits run.
+"""
+
+import difflib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from linearize.errors import ConfigError
+
+DatasetName = Literal["digits", "cifar10", "cifar100", "tinyimagenet", "folder"]
+NetworkName = Literal["resnet18", "wrn22"]
+Schedule = Literal["one_cycle", "cosine", "step"]
+
+
+class Section(BaseModel):
+    """Base of all sections: frozen, strictly typed, no unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class DataConfig(Section):
+    """Where images come from and how they are split and augmented."""
+
+    dataset: DatasetName = Field("digits", description="digits, cifar10, cifar100, tinyimagenet or folder")
+    data_dir: str | None = Field(None, description="directory of the dataset; unused by digits")
+    image_size: int | None = Field(
+        None, ge=8, le=1024, description="pixels per side, for folder and tinyimagenet; unset: 32 and 64"
+    )
+    validation_fraction: float = Field(
+        0.1, gt=0, lt=0.9, description="fraction of the training images held out for every choice"
+    )
+    limit: int | None = Field(None, ge=1, description="images kept of each split, evenly over classes; unset: all")
+    augment: bool = Field(True, description="augment training images (crop with padding, flip)")
+    crop_padding: int | None = Field(
+        None,
+        ge=0,
+        le=64,
+        description="pixels padded before a random crop; unset: 1 below 32 pixels a side, 4 from 32 on",
+    )
+    flip: bool | None = Field(None, description="mirror half of the training images; unset: all datasets but digits")
+    download: bool = Field(False, description="allow a download of cifar10 or cifar100 into data_dir")
+    cache_dir: str | None = Field(
+        None, description="directory of decoded images; unset: $PI_PIPELINE_CACHE or ~/.cache/pi-pipeline"
+    )
+
+
+class NetworkConfig(Section):
+    """Which classifier."""
+
+    name: NetworkName = Field("resnet18", description="resnet18 or wrn22")
+    width: int | None = Field(
+        None,
+        ge=1,
+        le=1024,
+        description="channels of the first stage (resnet18) or widen factor (wrn22); unset: 64 and 8",
+    )
+
+
+class SgdConfig(Section):
+    """Stochastic gradient descent over a number of epochs."""
+
+    epochs: int = Field(20, ge=0, description="passes over the training images")
+    batch_size: int = Field(128, ge=2, description="images per gradient step")
+    lr: float = Field(0.001, gt=0, description="largest learning rate")
+    momentum: float = Field(0.9, ge=0, lt=1, description="momentum of SGD")
+    weight_decay: float = Field(5e-4, ge=0, description="L2 penalty on all weights")
+    schedule: Schedule = Field("cosine", description="course of the learning rate: one_cycle, cosine or step")
+
+
+class DistillConfig(SgdConfig):
+    """SGD on cross-entropy plus distillation from the full-ReLU network."""
+
+    kd_weight: float = Field(1.0, ge=0, description="weight of the distillation loss beside cross-entropy")
+    kd_temperature: float = Field(4.0, gt=0, description="softmax temperature of distillation")
+    augment: bool = Field(True, description="augment here too; without it the teacher's logits are computed only once")
+
+
+class BaselineConfig(SgdConfig):
+    """Training of the network with all its ReLUs."""
+
+    epochs: int = Field(7, ge=1, description="passes over the training images")
+    batch_size: int = Field(64, ge=2, description="images per gradient step")
+    lr: float = Field(0.05, gt=0, description="largest learning rate")
+    schedule: Schedule = Field("one_cycle", description="course of the learning rate: one_cycle, cosine or step")
+
+
+class SnlConfig(Section):
+    """Selective network linearization: the mask phase that makes BCD's reference network."""
+
+    reference_budget: int | None = Field(
+        None, ge=1, description="ReLUs of the reference network; unset: 1.5 times relu_budget"
+    )
+    max_epochs: int = Field(12, ge=1, description="most passes over the training images in the mask phase")
+    batch_size: int = Field(64, ge=2, description="images per gradient step of the mask phase")
+    lr: float = Field(0.001, gt=0, description="Adam's learning rate for the weights")
+    mask_lr: float = Field(0.02, gt=0, description="Adam's learning rate for the real-valued masks")
+    l1_weight: float = Field(1e-4, gt=0, description="penalty on the sum of the masks, at the start")
+    growth: float = Field(1.5, ge=1, description="factor on l1_weight after an epoch without a new lowest count")
+    patience: int = Field(1, ge=0, description="epochs before l1_weight may grow")
+    threshold: float = Field(0.01, ge=0, lt=1, description="masks above this count as kept ReLUs")
+    kd_weight: float = Field(1.0, ge=0, description="weight of the distillation loss beside cross-entropy")
+    kd_temperature: float = Field(4.0, gt=0, description="softmax temperature of distillation")
+    augment: bool = Field(False, description="augment here too; without it the teacher's logits are computed only once")
+    finetune: DistillConfig = Field(
+        DistillConfig(epochs=2, batch_size=64, lr=0.01, augment=False),
+        description="training of the reference network after its masks were made binary",
+    )
+
+
+class BcdConfig(Section):
+    """Block coordinate descent (arXiv 2511.11781)."""
+
+    drc: int = Field(500, ge=1, description="delta ReLU count: ReLUs removed per step")
+    rt: int = Field(5, ge=1, description="random tries: most candidate blocks scored per step")
+    adt: float = Field(
+        0.3, gt=0, le=100, description="accuracy degradation tolerance: points of training accuracy a block may cost"
+    )
+    eval_batch_size: int = Field(256, ge=1, description="images per forward pass when candidates are scored")
+    finetune_policy: Literal["on_rejection", "always"] = Field(
+        "on_rejection", description="finetune after steps in which no try met adt, or after every step"
+    )
+    finetune: DistillConfig = Field(
+        DistillConfig(epochs=1, batch_size=64, lr=0.01, augment=False), description="training within a step"
+    )
+
+
+class RunConfig(Section):
+    """Everything that decides the result of a linearization."""
+
+    relu_budget: int = Field(6000, ge=1, description="ReLUs kept in the linearized network")
+    seed: int = Field(0, ge=0, lt=2**63, description="seed of initial weights, batches, augmentation and proposals")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto (CUDA where there is one), cpu or cuda")
+    threads: int = Field(0, ge=0, le=1024, description="CPU threads; 0: PyTorch's own choice")
+    data: DataConfig = Field(DataConfig(), description="images")
+    network: NetworkConfig = Field(NetworkConfig(), description="the classifier")
+    baseline: BaselineConfig = Field(BaselineConfig(), description="training with all ReLUs")
+    snl: SnlConfig = Field(SnlConfig(), description="the reference network")
+    bcd: BcdConfig = Field(BcdConfig(), description="block coordinate descent")
+    finetune: DistillConfig = Field(
+        DistillConfig(epochs=3, batch_size=64, lr=0.02, schedule="one_cycle"), description="training after the search"
+    )
+
+    @property
+    def reference_budget(self) -> int:
+        """ReLUs that the SNL network may keep: as set, or 1.5 times relu_budget."""
+        return self.snl.reference_budget or self.relu_budget * 3 // 2
+
+
+def flatten(tree: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, object]]:
+    """Yield (dotted key, value) for every leaf of nested mappings."""
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def config_keys(model: type[BaseModel] = RunConfig, prefix: str = "") -> list[str]:
+    """All dotted keys of a config, e.g. ["relu_budget", ..., "bcd.drc", ...], in order of declaration."""
+    keys: list[str] = []
+    for name, field in model.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            keys += config_keys(field.annotation, f"{prefix}{name}.")
+        else:
+            keys.append(prefix + name)
+    return keys
+
+
+def _closest(key: str) -> str:
+    known = config_keys()
+    sections = sorted({k.rsplit(".", 1)[0] for k in known if "." in k})
+    leaves = {k.rsplit(".", 1)[-1]: k for k in reversed(known)}
+    match = difflib.get_close_matches(key, known + sections, n=1, cutoff=0.5)
+    if not match:
+        match = [leaves[leaf] for leaf in difflib.get_close_matches(key.rsplit(".", 1)[-1], leaves, n=1)]
+    return f"the closest valid key is {match[0]}" if match else f"valid keys are {', '.join(known)}"
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: the config cannot be read ({error}); name a YAML file, see configs/") from None
+    try:
+        tree = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        where = " ".join(str(error).split())
+        raise ConfigError(f"{path}: broken YAML ({where}); compare with configs/digits.yaml") from None
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise ConfigError(
+            f"{path}: a config is a mapping of keys, got a {type(tree).__name__}; see configs/digits.yaml"
+        )
+    return tree
+
+
+def _insert(tree: dict[str, Any], key: str, value: object) -> None:
+    *sections, leaf = key.split(".")
+    for section in sections:
+        child = tree.setdefault(section, {})
+        if not isinstance(child, dict):
+            raise ConfigError(f"--{key}: {section} is no section of the config; {_closest(key)}")
+        tree = child
+    tree[leaf] = value
+
+
+def _explain(error: ValidationError, path: Path | None, overrides: Mapping[str, object]) -> ConfigError:
+    first = error.errors(include_url=False)[0]
+    parts = [str(part) for part in first["loc"]]
+    key = ".".join(parts)
+    source = f"--{key}" if key in overrides else f"{path}: {key}" if path else key
+    if first["type"] == "extra_forbidden":
+        return ConfigError(f"{source}: unknown key; {_closest(key)}")
+    return ConfigError(f"{source}: {first['msg'].lower()}, got {first['input']!r}; see configs/digits.yaml")
+
+
+def load_config(path: Path | None = None, overrides: Mapping[str, object] | None = None) -> RunConfig:
+    """The defaults, overlaid by a YAML file, overlaid by dotted keys such as {"bcd.drc": 100}.
+
+    Raises ConfigError, in one line that names the file or flag and the key: unknown key (with the closest valid one),
+    wrong type, value out of range, unreadable file, broken YAML, reference budget below the budget.
+    """
+    overrides = overrides or {}
+    tree = _read_yaml(path) if path else {}
+    for key, value in overrides.items():
+        _insert(tree, key, value)
+    try:
+        config = RunConfig.model_validate(_over_defaults(tree))
+    except ValidationError as error:
+        raise _explain(error, path, overrides) from None
+    if config.reference_budget < config.relu_budget:
+        raise ConfigError(
+            f"snl.reference_budget must be at least relu_budget ({config.relu_budget:,}), "
+            f"got {config.reference_budget:,}; raise it or leave it unset"
+        )
+    return config
+
+
+def _over_defaults(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """The tree over RunConfig's defaults: a section that sets one key keeps this project's defaults for the others."""
+
+    def overlay(base: dict[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
+        merged = dict(base)
+        for key, value in top.items():
+            below = base.get(key)
+            merged[key] = overlay(below, value) if isinstance(below, dict) and isinstance(value, Mapping) else value
+        return merged
+
+    return overlay(RunConfig().model_dump(), tree)
+
+
+def dump_config(config: RunConfig) -> str:
+    """The config as YAML, every key present; `load_config` reads it back to an equal config."""
+    return yaml.safe_dump(config.model_dump(), sort_keys=False)

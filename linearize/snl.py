@@ -1,0 +1,110 @@
+"""Selective network linearization (Cho et al., ICML 2022): the reference network that BCD starts from.
+
+Masks become real numbers that are trained with the weights under an L1 penalty until few enough of them are above a
+threshold; those stay, as binary masks, and the network is finetuned with distillation.
+
+Departures from the authors' program: the count is checked after every gradient step, not every epoch, so that a short
+run cannot overshoot by an epoch; masks have a learning rate of their own; of a count that fell below the reference
+budget all the same, the largest masks are kept so that the budget is met.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from linearize.config import SnlConfig
+from linearize.data import Batch, training_batches
+from linearize.finetune import finetune
+from linearize.relu_mask import harden, relax, relu_count, relu_total
+from linearize.rng import generator
+from linearize.stage import SavedState, StageContext
+from linearize.train import Teacher, distilled, restore, snapshot, train_epoch
+
+
+def select_kept(soft_mask: Tensor, threshold: float, at_least: int) -> Tensor:
+    """Binary masks of real ones: those above the threshold, or the `at_least` largest if these are fewer.
+
+    soft_mask: float [relu_total]. Returns bool [relu_total].
+    """
+    kept = soft_mask > threshold
+    if int(kept.sum()) < at_least:
+        kept = torch.zeros_like(kept)
+        kept[soft_mask.argsort(descending=True, stable=True)[:at_least]] = True
+    return kept
+
+
+def _mask_phase(
+    model: nn.Module,
+    teacher: Teacher,
+    reference_budget: int,
+    settings: SnlConfig,
+    context: StageContext,
+    state: SavedState,
+) -> list[dict[str, Any]]:
+    """Train weights and real-valued masks until at most reference_budget masks are left; then make masks binary."""
+    masks = relax(model)
+    mask_ids = {id(mask) for mask in masks}
+    weights = [parameter for parameter in model.parameters() if id(parameter) not in mask_ids]
+    optimizer = torch.optim.Adam([{"params": weights, "lr": settings.lr}, {"params": masks, "lr": settings.mask_lr}])
+    history: list[dict[str, Any]] = []
+    l1_weight, lowest = settings.l1_weight, relu_total(model)
+    saved = state.load()
+    if saved is not None:
+        restore(model, optimizer, saved[0])
+        history, l1_weight, lowest = saved[1]["history"], saved[1]["l1_weight"], saved[1]["lowest"]
+    imitate = distilled(teacher, settings.kd_weight, settings.kd_temperature)
+
+    def count() -> int:
+        return int(sum((mask.detach() > settings.threshold).sum() for mask in masks))
+
+    def loss(logits: Tensor, batch: Batch) -> Tensor:
+        penalty = torch.stack([mask.abs().sum() for mask in masks]).sum()
+        return imitate(logits, batch) + l1_weight * penalty
+
+    with context.reporter.task("snl masks", settings.max_epochs) as task:
+        task.advance(len(history))
+        for epoch in range(len(history), settings.max_epochs):
+            if count() <= reference_budget:
+                break
+            rng = generator(context.seed, "snl", epoch)
+            batches = training_batches(context.data, settings.batch_size, settings.augment, rng)
+            result = train_epoch(model, optimizer, batches, loss, after_step=lambda step: count() <= reference_budget)
+            present = count()
+            record = {"epoch": epoch, "loss": result.loss, "train_accuracy": result.train_accuracy}
+            history.append({**record, "relu_count": present, "l1_weight": l1_weight})
+            if present >= lowest and epoch >= settings.patience:
+                l1_weight *= settings.growth
+            lowest = min(lowest, present)
+            progress = {"history": history, "l1_weight": l1_weight, "lowest": lowest}
+            state.save(snapshot(model, optimizer), progress)
+            task.advance()
+            task.say(f"epoch {epoch + 1}, train accuracy {result.train_accuracy:.2f} %, {present:,} ReLUs")
+    soft_mask = torch.cat([mask.detach().reshape(-1) for mask in masks])
+    harden(model, select_kept(soft_mask, settings.threshold, reference_budget))
+    return history
+
+
+def make_reference(
+    model: nn.Module, teacher: Teacher, reference_budget: int, settings: SnlConfig, context: StageContext
+) -> dict[str, Any]:
+    """Reduce a full-ReLU network, in place, to the reference network of BCD.
+
+    Its count is reference_budget, or more if settings.max_epochs did not suffice (said in the log). A budget of the
+    whole network leaves it as it is. Returns a report: mask_epochs and finetune_epochs (a record each), relu_count.
+    """
+    if reference_budget >= relu_total(model):
+        return {"mask_epochs": [], "finetune_epochs": [], "relu_count": relu_count(model)}
+    masks_state = context.state("snl_masks")
+    mask_epochs = _mask_phase(model, teacher, reference_budget, settings, context, masks_state)
+    count = relu_count(model)
+    if count > reference_budget:
+        context.reporter.log(
+            f"snl: {count:,} ReLUs after snl.max_epochs {settings.max_epochs}, {reference_budget:,} were asked for; "
+            "BCD removes the rest (raise snl.mask_lr or snl.l1_weight to get there)"
+        )
+    # The mask state stays until the finetune is done: a killed finetune finds its start again through it.
+    epochs = finetune(model, teacher, settings.finetune, context, stage="snl_finetune")
+    masks_state.clear()
+    context.state("snl_finetune").clear()
+    return {"mask_epochs": mask_epochs, "finetune_epochs": epochs, "relu_count": count}
