@@ -1,0 +1,94 @@
+"""The server's part of a bundle: what is stored for one inference, and where each step's part lies.
+
+Layout, little endian, no header: the parts of the steps in order, each at a multiple of 64 bytes. A linear step has
+its offline share s_l, int64 [B, *shape]; a gate step has the material of its B images one after the other
+(:meth:`pi_runtime.relu_gate.GateMaterial.to_bytes`), each at a multiple of 8. Offsets follow from the public program
+and the batch alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from pi_runtime.preset.program import Program, Step
+from pi_runtime.relu_gate import GateLayout, GateMaterial, gate_layout, gate_load
+from pi_runtime.ring import I64
+
+ALIGNMENT = 64  # a cache line
+
+
+@dataclass(frozen=True)
+class Part:
+    """Where the material of one step lies; ``size`` in bytes without padding."""
+
+    offset: int
+    size: int
+
+
+@dataclass(frozen=True)
+class BundleLayout:
+    """Sizes and offsets of the server's material for ``batch`` images."""
+
+    program: Program
+    batch: int
+
+    @cached_property
+    def parts(self) -> dict[int, Part]:
+        """By the index of the step; steps without material have none."""
+        parts: dict[int, Part] = {}
+        offset = 0
+        for step in self.program.steps:
+            if size := part_bytes(step, self.batch):
+                parts[step.index] = Part(offset, size)
+                offset = _aligned(offset + size, ALIGNMENT)
+        return parts
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes of the whole material."""
+        last = max(self.parts.values(), key=lambda part: part.offset, default=Part(0, 0))
+        return _aligned(last.offset + last.size, ALIGNMENT)
+
+
+def part_bytes(step: Step, batch: int) -> int:
+    """Bytes of one step's material; 0 where it needs none."""
+    if step.kind == "linear":
+        return 8 * batch * step.size
+    if step.kind == "gate":
+        return batch * _aligned(layout_of(step).material_bytes(step.gate_count), 8)
+    return 0
+
+
+def layout_of(step: Step) -> GateLayout:
+    """The gate layout of a gate step."""
+    return gate_layout(step.ring_bits)
+
+
+def gate_part(step: Step, materials: list[GateMaterial]) -> bytes:
+    """The materials of a batch as they are sent and stored."""
+    size = _aligned(layout_of(step).material_bytes(step.gate_count), 8)
+    return b"".join(material.to_bytes().ljust(size, b"\0") for material in materials)
+
+
+def load_gate_part(step: Step, batch: int, data: memoryview) -> list[GateMaterial]:
+    """The inverse of :func:`gate_part`.
+
+    Raises:
+        RemoteProtocolError: damaged material.
+    """
+    layout = layout_of(step)
+    exact, size = layout.material_bytes(step.gate_count), len(data) // batch
+    return [gate_load(layout, step.gate_count, data[image * size : image * size + exact]) for image in range(batch)]
+
+
+def load_linear_part(step: Step, batch: int, data: memoryview) -> I64:
+    """The offline share s_l of a linear step, int64 [B, *shape]."""
+    share: I64 = np.frombuffer(data, "<i8").reshape(batch, *step.node.shape)
+    return share
+
+
+def _aligned(offset: int, alignment: int) -> int:
+    return -(-offset // alignment) * alignment

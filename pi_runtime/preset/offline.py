@@ -1,0 +1,88 @@
+"""The offline phase without sockets: what the dealer and the client each give the server for one bundle.
+
+For a linear layer with client share r of its input, s_l = W_l * r - p_l, where W_l = A_l + D_l:
+
+- dealer -> server: a_l = A_l * r - g_l, uniform to the server by g_l;
+- client -> server: b_l = D_l * r + g_l - p_l, uniform to the server by p_l.
+
+The server adds them. Neither the dealer (who has A, uniform without D) nor the client (who has D) learns W. For a gate
+the dealer gives the server its half of the tables and q = (r + alpha) mod 2**n.
+
+What this file computes is the same for any provider of bundles that keeps the client's pads seed-derived.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from pi_runtime.preset.bundle import gate_part, layout_of
+from pi_runtime.preset.linear_ops import Weights, broadcast_bias, multiply, weight_shape
+from pi_runtime.preset.program import Program, Step
+from pi_runtime.preset.shares import BundlePads, kept_elements, walk_client_shares
+from pi_runtime.prg import Label, Seed, Stream
+from pi_runtime.relu_gate import gate_deal
+from pi_runtime.ring import I64
+
+Pad = Mapping[str, I64]
+
+
+class Delivery(NamedTuple):
+    """The payload of one step for the server; its kind follows from the step's."""
+
+    step: Step
+    payload: bytes
+
+
+def expand_weight_pads(program: Program, seed: Seed, graph_hash: bytes, model_id: bytes) -> dict[str, I64]:
+    """D_l of every linear step: uniform int64 in the shape of its weight, from the seed of the model."""
+    return {step.name: _weight_pad(step, seed, graph_hash, model_id) for step in program.linear_steps}
+
+
+def dealer_pads(program: Program, weights: Weights, client_pads: Pad) -> dict[str, I64]:
+    """A_l = W_l - D_l of every linear step: what the server sends the dealer once a model."""
+    return {step.name: weights[step.name][0] - client_pads[step.name] for step in program.linear_steps}
+
+
+def deal(program: Program, dealer_weight_pads: Pad, pads: BundlePads, dealer: Stream) -> Iterator[Delivery]:
+    """The dealer's deliveries to the server, in the order of the steps.
+
+    dealer: the dealer's own generator, which the client can never expand: it gives alpha and the opening masks.
+    """
+    for walked in walk_client_shares(program, pads):
+        step, share = walked.step, walked.shares_in[0]
+        if step.kind == "linear":
+            part = multiply(step, dealer_weight_pads[step.name], share) - pads.linear_blind(step)
+            yield Delivery(step, part.astype("<i8", copy=False).tobytes())
+        elif step.kind == "gate":
+            kept = kept_elements(step, share)
+            streams = (pads.gate_stream(step, image) for image in range(pads.batch))
+            layout = layout_of(step)
+            materials = [gate_deal(layout, row, stream, dealer) for row, stream in zip(kept, streams, strict=True)]
+            yield Delivery(step, gate_part(step, materials))
+
+
+def client_deliveries(program: Program, client_weight_pads: Pad, pads: BundlePads) -> Iterator[Delivery]:
+    """The client's deliveries to the server: b_l of each linear step in order."""
+    for walked in walk_client_shares(program, pads):
+        step = walked.step
+        if step.kind == "linear":
+            assert walked.pad is not None
+            product = multiply(step, client_weight_pads[step.name], walked.shares_in[0])
+            part = product + pads.linear_blind(step) - walked.pad
+            yield Delivery(step, part.astype("<i8", copy=False).tobytes())
+
+
+def server_share(step: Step, weights: Weights, from_dealer: I64, from_client: I64) -> I64:
+    """s_l with the bias and the rounding of its truncation folded in: int64 [B, *shape]."""
+    rounding = np.int64((1 << step.shift) - 1 if step.shift else 0)
+    return from_dealer + from_client + broadcast_bias(step, weights[step.name][1]) + rounding
+
+
+def _weight_pad(step: Step, seed: Seed, graph_hash: bytes, model_id: bytes) -> I64:
+    label = Label(
+        bundle_id=model_id, graph_hash=graph_hash, role="server", image=0, layer=step.name, purpose="weight pad"
+    )
+    return seed.stream(label).words(*weight_shape(step)).view(np.int64)
