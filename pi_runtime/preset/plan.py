@@ -27,12 +27,14 @@ class FixedPointPlan:
     weight_frac_bits: of the weights, unless ``layer_weight_frac_bits`` names the node.
     ring_bits: n of every gate, unless ``gate_ring_bits`` names its node; a gate reads its input mod 2**n as signed.
     logit_ring_bits: the logits are read mod 2**this, signed.
+    edge_bits: the padding of a MaxPool is the integer -2**this; every activation there must be larger.
     """
 
     frac_bits: int = DEFAULT_FRAC_BITS
     weight_frac_bits: int = DEFAULT_FRAC_BITS
     ring_bits: int = DEFAULT_RING_BITS
     logit_ring_bits: int = LOGIT_RING_BITS
+    edge_bits: int = DEFAULT_FRAC_BITS + 8
     wire_frac_bits: Mapping[str, int] = field(default_factory=dict)
     layer_weight_frac_bits: Mapping[str, int] = field(default_factory=dict)
     gate_ring_bits: Mapping[str, int] = field(default_factory=dict)
@@ -43,6 +45,7 @@ class FixedPointPlan:
             ("weight_frac_bits", 0, 24, (self.weight_frac_bits, *self.layer_weight_frac_bits.values())),
             ("ring_bits", 4, 32, (self.ring_bits, *self.gate_ring_bits.values())),
             ("logit_ring_bits", 8, 32, (self.logit_ring_bits,)),
+            ("edge_bits", 1, 30, (self.edge_bits,)),
         )
         for name, low, high, values in rules:
             for value in values:

@@ -146,9 +146,9 @@ def compile_program(graph: Graph) -> Program:
         elif node.op == "avg_pool":
             step = _pool_step(node, index, common, lowered, plan, node.name in needs_truncation)
         else:
-            # An eighth of the gate's ring: its difference to any activation above it stays inside.
-            edge = -(1 << (plan.ring_bits - 3))
-            step = Step(index=index, kind="public", node=node, frac_bits=common, left_shifts=left, edge=edge)
+            step = Step(
+                index=index, kind="public", node=node, frac_bits=common, left_shifts=left, edge=-(1 << plan.edge_bits)
+            )
         frac[node.output] = step.frac_bits
         steps.append(step)
     return Program(

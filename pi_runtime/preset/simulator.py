@@ -6,6 +6,7 @@ gate's ring wrap as they do in the protocol, and are counted.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -51,10 +52,19 @@ class RandomPads:
         return self._rng.integers(-(2**63), 2**63, (self._batch, *shape), dtype=np.int64)
 
 
-def simulate(program: Program, weights: Weights, images: npt.NDArray[np.floating], pads: Pads) -> Simulated:
+def simulate(
+    program: Program,
+    weights: Weights,
+    images: npt.NDArray[np.floating],
+    pads: Pads,
+    observe: Callable[[Step, I64], None] | None = None,
+) -> Simulated:
     """Runs ``images`` [B, C, H, W] (normalised) through the integer network with the given pads.
 
-    weights: of :func:`pi_runtime.preset.linear_ops.quantise`.
+    Args:
+        weights: of :func:`pi_runtime.preset.linear_ops.quantise`.
+        observe: told, for each linear step, its V before the truncation, and for each gate step the kept elements of
+            its input.
     """
     values: dict[str, I64] = {program.input: encode(images, program.plan.frac_bits)}
     wrapped: dict[str, int] = {}
@@ -65,9 +75,13 @@ def simulate(program: Program, weights: Weights, images: npt.NDArray[np.floating
             assert walk.pad is not None
             weight, bias = weights[step.name]
             product = multiply(step, weight, inputs[0]) + broadcast_bias(step, bias)
+            if observe is not None:
+                observe(step, product)
             out = truncate(product - walk.pad, step.shift, constants=True) + walk.share_out
         elif step.kind == "gate":
             kept = kept_elements(step, inputs[0])
+            if observe is not None:
+                observe(step, kept)
             read = signed_low_bits(kept, step.ring_bits)
             wrapped[step.name] = int(np.count_nonzero(read != kept))
             out = replace_kept(step, inputs[0], np.maximum(read, 0))
