@@ -1,0 +1,39 @@
+"""The backends by name. A new one is a file and a line here."""
+
+from __future__ import annotations
+
+import inspect
+from importlib import import_module
+from typing import Any
+
+from pi_runtime.backend import Backend
+from pi_runtime.errors import ConfigError
+
+# Where each class lives; imported when it is asked for, as CrypTen and onnxruntime take seconds to load.
+_BACKENDS = {
+    "plaintext": "pi_runtime.plaintext_backend:PlaintextBackend",
+    "crypten": "pi_runtime.crypten_backend:CryptenBackend",
+}
+
+BACKEND_NAMES = tuple(_BACKENDS)
+
+
+def open_backend(name: str, **options: Any) -> Backend:
+    """Makes the backend ``name``; use it as a context manager.
+
+    options: what its class takes: ``threads`` for every one, ``port`` for those that use the network.
+
+    Raises:
+        ConfigError: there is no such backend, or it has no such option.
+        BackendError: it cannot run here.
+    """
+    if name not in _BACKENDS:
+        raise ConfigError(f"backend must be one of {', '.join(BACKEND_NAMES)}, got {name!r}")
+    module, _, attribute = _BACKENDS[name].partition(":")
+    kind = getattr(import_module(module), attribute)
+    known = inspect.signature(kind).parameters
+    for option in options:
+        if option not in known:
+            raise ConfigError(f"backend {name} has no option {option!r}; it takes {', '.join(known)}")
+    backend: Backend = kind(**options)
+    return backend
