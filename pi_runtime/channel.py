@@ -28,7 +28,7 @@ from pi_runtime.messages import (
 )
 from pi_runtime.order import BYE_STATES, CLOSED, Session
 from pi_runtime.traffic import Counts, Traffic
-from pi_runtime.transport import Timeouts, Transport
+from pi_runtime.transport import PeerAlert, Timeouts, Transport
 from pi_runtime.wire import HEADER_BYTES, MAX_PAYLOAD_BYTES, NO_LAYER, Buffer, Decoder, Header, encode_header
 
 Sendable = Buffer | npt.NDArray[Any]
@@ -404,8 +404,9 @@ class Channel:
             except PeerRefusal as refusal:
                 self.close()
                 return refusal
-            except RemoteProtocolError:
-                pass
+            except RemoteProtocolError as found:
+                if isinstance(found.__cause__, PeerAlert):
+                    return found
         return self._broken(error, f"sending {kind.name}")
 
 
@@ -416,7 +417,7 @@ def _as_bytes(buffer: Sendable) -> memoryview:
     try:
         return view.cast("B")
     except TypeError as error:
-        raise LocalProtocolError("what goes on the wire must be contiguous and of the machine's byte order") from error
+        raise LocalProtocolError("an array on the wire must be contiguous; use numpy.ascontiguousarray") from error
 
 
 def _split(views: Sequence[memoryview]) -> Iterator[list[memoryview]]:

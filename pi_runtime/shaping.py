@@ -24,6 +24,8 @@ _PIECE_BYTES = 64 << 10
 _BACKLOG_BYTES = 8 << 20
 """A sender waits while this much lies unsent, as with a socket buffer; over any profile's bandwidth-delay product."""
 
+_DRAIN_S = 5.0
+
 _SPIN_S = 150e-6
 """Sleeping overshoots by about this; the rest of a wait is spun, or half a millisecond of RTT would become one."""
 
@@ -127,11 +129,11 @@ class ShapedTransport(Transport):
         return self._inner.recv_into(view, deadline=deadline)
 
     def close(self) -> None:
-        """Ends the pipe once all that was sent has arrived."""
+        """Ends the pipe once what was sent has arrived, or after a few seconds."""
         with self._changed:
             self._closing = True
             self._changed.notify_all()
-        self._relay.join()
+        self._relay.join(_DRAIN_S)
         self._inner.close()
 
     def _run(self) -> None:

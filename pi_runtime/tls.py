@@ -21,7 +21,7 @@ from pi_runtime.backend import ROLES
 from pi_runtime.certs import URI_SCHEME, certificate_paths
 from pi_runtime.errors import ConfigError, RemoteProtocolError
 from pi_runtime.messages import Identity, is_name
-from pi_runtime.transport import Transport
+from pi_runtime.transport import PeerAlert, Transport
 from pi_runtime.wire import Buffer
 
 _RECORD_BYTES = 16 << 10
@@ -185,7 +185,7 @@ class TlsTransport(Transport):
             except (ssl.SSLZeroReturnError, ssl.SSLEOFError):
                 break
             except ssl.SSLError as error:
-                raise ConnectionError(_explain(error)) from error
+                raise PeerAlert(_explain(error)) from error
             if not count:
                 break
             filled += count

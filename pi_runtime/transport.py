@@ -39,6 +39,10 @@ class Timeouts:
                 raise ConfigError(f"{name} must be more than 0, got {value}")
 
 
+class PeerAlert(ConnectionError):
+    """The peer ended the pipe and said why, below the protocol (a TLS alert)."""
+
+
 class Transport(ABC):
     """An ordered, reliable pipe of bytes to one peer."""
 
