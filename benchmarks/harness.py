@@ -177,7 +177,7 @@ class _Bench:
                 relu_count=self.subjects.graphs[graph].relu_count,
                 images=1,
                 network="loopback",
-                byte_source=str(getattr(opened[graph], "byte_source", "")),
+                byte_source=str(getattr(opened[graph], "byte_source", None) or ""),
             )
             layers += layer_rows(runs, backend=name, graph=graph)
         self._keep(self.results.model_copy(update={"rows": tuple(rows), "layers": tuple(layers)}))

@@ -1,0 +1,53 @@
+"""Numbers as a reader wants them: three significant digits, a unit, thousands separators."""
+
+from __future__ import annotations
+
+from math import floor, log10
+
+_THIN = "\u202f"  # narrow no-break space: keeps a number and its unit on one line
+
+
+def count(value: int) -> str:
+    """``30720`` as ``30,720``."""
+    return f"{value:,}"
+
+
+def seconds(value: float) -> str:
+    """Seconds with the prefix that gives a number from 1 to 1,000 (s, ms or µs)."""
+    if value == 0:
+        return f"0{_THIN}s"
+    for scale, unit in ((1.0, "s"), (1e-3, "ms")):
+        if value >= scale:
+            return f"{significant(value / scale)}{_THIN}{unit}"
+    return f"{significant(value * 1e6)}{_THIN}µs"
+
+
+def bytes_(value: int) -> str:
+    """Bytes with a decimal prefix (kB = 1,000 B)."""
+    for scale, unit in ((10**9, "GB"), (10**6, "MB"), (10**3, "kB")):
+        if value >= scale:
+            return f"{significant(value / scale)}{_THIN}{unit}"
+    return f"{value}{_THIN}B"
+
+
+def percent(fraction: float, digits: int = 1) -> str:
+    """``0.985`` as ``98.5 %``."""
+    return f"{100 * fraction:.{digits}f}{_THIN}%"
+
+
+def factor(before: float, after: float) -> str | None:
+    """How many times smaller ``after`` is, as ``4.9×``; None where one of them is 0."""
+    if before <= 0 or after <= 0:
+        return None
+    return f"{significant(before / after, 2)}×"
+
+
+def significant(value: float, digits: int = 3) -> str:
+    """``value`` with that many significant digits; whole above them, with an exponent below 0.0001."""
+    rounded = float(f"{value:.{digits - 1}e}")
+    if rounded == 0:
+        return "0"
+    exponent = floor(log10(abs(rounded)))
+    if exponent < -4:
+        return f"{rounded:.{digits - 1}e}"
+    return f"{rounded:,.{max(digits - 1 - exponent, 0)}f}"

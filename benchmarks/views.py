@@ -1,0 +1,284 @@
+"""What the report shows, made ready: bars with their widths, tiles and table cells with their text.
+
+Nothing is measured or rounded elsewhere: a view takes figures from :class:`benchmarks.schema.Results` and gives text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from benchmarks import units
+from benchmarks.schema import PHASES, GraphName, LayerRow, Phase, Results, Row
+
+PLAINTEXT = "plaintext"
+GRAPH_LABELS: dict[GraphName, str] = {"full": "all ReLUs", "linearized": "linearized"}
+ROLE_NAMES = ("client", "server", "dealer")
+KINDS: dict[str, str] = {
+    "relu": "ReLU",
+    "conv": "linear layers",
+    "linear": "linear layers",
+    "affine": "linear layers",
+    "max_pool": "max pooling",
+}
+OTHER_KIND = "everything else"
+KIND_NAMES = ("ReLU", "linear layers", "max pooling", OTHER_KIND)
+BYTE_SOURCES = {
+    "tcp_info": "bytes counted by the operating system at each socket",
+    "communicator": "bytes as the framework's own communicator estimates them",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Segment:
+    """A part of a bar. ``width``: percent of the track. ``kind``: the CSS class that colours it."""
+
+    kind: str
+    width: float
+    label: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bar:
+    """One line of a bar chart: its label, its parts, its value as text, and a note behind it."""
+
+    label: str
+    segments: tuple[Segment, ...]
+    value: str
+    note: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chart:
+    """Bars over one scale. ``legend``: (CSS class, text) for each kind of part."""
+
+    title: str
+    bars: tuple[Bar, ...]
+    legend: tuple[tuple[str, str], ...] = ()
+    saving: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tile:
+    """A headline figure before and after."""
+
+    title: str
+    before: str | None
+    after: str
+    saving: str | None
+    note: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackendView:
+    """Everything the report says of one backend."""
+
+    name: str
+    note: str
+    charts: tuple[Chart, ...]
+    rows: tuple[Row, ...]
+    kinds: tuple[Chart, ...]
+    layers: tuple[LayerTable, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerTable:
+    """The layers of one network in one phase, slowest share first told by ``share`` (percent of the phase's time)."""
+
+    title: str
+    rows: tuple[LayerRow, ...]
+    slowest_s: float
+
+
+def tiles(results: Results) -> tuple[Tile, ...]:
+    """ReLUs, accuracy, then latency and bytes of each secure backend."""
+    model, accuracy = results.model, results.accuracy
+    found = [
+        Tile(
+            title="ReLUs",
+            before=units.count(model.relu_total),
+            after=units.count(model.relu_count),
+            saving=f"{units.percent(1 - model.relu_count / model.relu_total)} removed" if model.relu_total else None,
+        )
+    ]
+    if accuracy.linearized_test is not None:
+        change = None
+        if accuracy.baseline_test is not None:
+            change = f"{100 * (accuracy.linearized_test - accuracy.baseline_test):+.2f} points".replace("-", "−")
+        found.append(
+            Tile(
+                title="Test accuracy",
+                before=None if accuracy.baseline_test is None else units.percent(accuracy.baseline_test),
+                after=units.percent(accuracy.linearized_test),
+                saving=change,
+                note=f"on {units.count(accuracy.test_images)} images",
+            )
+        )
+    for backend in secure_backends(results):
+        online: dict[GraphName, Row] = {
+            graph: row for graph in results.graphs if (row := results.row(backend, graph, "online")) is not None
+        }
+        if "linearized" in online:
+            after, before = online["linearized"], online.get("full")
+            found.append(_tile("Online latency", backend, before, after, _latency, units.seconds))
+            found.append(_tile("Online traffic", backend, before, after, _sent, lambda value: units.bytes_(int(value))))
+    return tuple(found)
+
+
+def backend_views(results: Results) -> tuple[BackendView, ...]:
+    """One view a backend, the secure ones first."""
+    secure = secure_backends(results)
+    names = (*secure, *(name for name in results.backends if name not in secure))
+    return tuple(_backend_view(results, name) for name in names)
+
+
+def secure_backends(results: Results) -> tuple[str, ...]:
+    """The backends that hide something: all but plaintext."""
+    return tuple(name for name in results.backends if name != PLAINTEXT)
+
+
+def kind_of(op: str) -> str:
+    """The kind of layer that an operator belongs to; one of ``KIND_NAMES``."""
+    return KINDS.get(op, OTHER_KIND)
+
+
+def _tile(
+    title: str,
+    backend: str,
+    before: Row | None,
+    after: Row,
+    measure: Callable[[Row], float],
+    text: Callable[[float], str],
+) -> Tile:
+    ratio = None if before is None else units.factor(measure(before), measure(after))
+    return Tile(
+        title=title,
+        before=None if before is None else text(measure(before)),
+        after=text(measure(after)),
+        saving=None if ratio is None else f"{ratio} less",
+        note=f"{backend}, one image",
+    )
+
+
+def _latency(row: Row) -> float:
+    return row.latency_s.median
+
+
+def _sent(row: Row) -> float:
+    return float(row.sent_bytes.total)
+
+
+def _backend_view(results: Results, name: str) -> BackendView:
+    rows = tuple(
+        row for phase in PHASES for graph in results.graphs if (row := results.row(name, graph, phase)) is not None
+    )
+    phases: tuple[Phase, ...] = ("online", "offline")
+    charts = [chart for phase in phases if (chart := _latency_chart(rows, phase)) is not None]
+    charts += [chart for phase in phases if (chart := _bytes_chart(rows, phase)) is not None]
+    sources = {BYTE_SOURCES.get(row.byte_source, row.byte_source) for row in rows if row.byte_source}
+    return BackendView(
+        name=name,
+        note="; ".join(sorted(sources)),
+        charts=tuple(charts),
+        rows=rows,
+        kinds=_kind_charts(results, name),
+        layers=tuple(
+            LayerTable(title=f"{phase}, {GRAPH_LABELS[graph]}", rows=layers, slowest_s=max(r.seconds for r in layers))
+            for graph in reversed(results.graphs)
+            for phase in phases
+            if (layers := results.layer_rows(name, graph, phase))
+        ),
+    )
+
+
+def _latency_chart(rows: Sequence[Row], phase: Phase) -> Chart | None:
+    chosen = [row for row in rows if row.phase == phase]
+    longest = max((row.latency_s.median for row in chosen), default=0.0)
+    if longest == 0:
+        return None
+    bars = tuple(
+        Bar(
+            label=GRAPH_LABELS[row.graph],
+            segments=(Segment(kind=row.graph, width=100 * row.latency_s.median / longest, label=phase),),
+            value=units.seconds(row.latency_s.median),
+            note=f"{units.seconds(row.latency_s.min)} to {units.seconds(row.latency_s.max)}"
+            f" in {row.latency_s.runs} runs",
+        )
+        for row in chosen
+    )
+    return Chart(title=f"{phase.capitalize()} latency", bars=bars, saving=_saving(chosen, _latency))
+
+
+def _bytes_chart(rows: Sequence[Row], phase: Phase) -> Chart | None:
+    chosen = [row for row in rows if row.phase == phase]
+    most = max((row.sent_bytes.total for row in chosen), default=0)
+    if most == 0:
+        return None
+    bars = tuple(
+        Bar(
+            label=GRAPH_LABELS[row.graph],
+            segments=_segments(
+                ((role, role, getattr(row.sent_bytes, role)) for role in ROLE_NAMES),
+                most,
+                lambda sent: units.bytes_(int(sent)),
+            ),
+            value=units.bytes_(row.sent_bytes.total),
+            note=f"{units.count(row.rounds)} rounds",
+        )
+        for row in chosen
+    )
+    legend = tuple((role, f"sent by {role}") for role in ROLE_NAMES)
+    return Chart(title=f"{phase.capitalize()} traffic", bars=bars, legend=legend, saving=_saving(chosen, _sent))
+
+
+def _kind_charts(results: Results, name: str) -> tuple[Chart, ...]:
+    charts = []
+    measures: tuple[tuple[str, Callable[[LayerRow], float], Callable[[float], str]], ...] = (
+        ("Online time by kind of layer", lambda row: row.seconds, units.seconds),
+        (
+            "Online traffic by kind of layer",
+            lambda row: float(row.sent_bytes.total),
+            lambda value: units.bytes_(int(value)),
+        ),
+    )
+    for title, measure, text in measures:
+        sums: dict[GraphName, dict[str, float]] = {}
+        for graph in results.graphs:
+            for row in results.layer_rows(name, graph, "online"):
+                kinds = sums.setdefault(graph, dict.fromkeys(KIND_NAMES, 0.0))
+                kinds[kind_of(row.op)] += measure(row)
+        most = max((sum(kinds.values()) for kinds in sums.values()), default=0.0)
+        if most == 0:
+            continue
+        bars = tuple(
+            Bar(
+                label=GRAPH_LABELS[graph],
+                segments=_segments(((f"kind{i}", kind, kinds[kind]) for i, kind in enumerate(KIND_NAMES)), most, text),
+                value=text(sum(kinds.values())),
+                note=f"ReLU {units.percent(kinds['ReLU'] / (sum(kinds.values()) or 1), 0)}",
+            )
+            for graph, kinds in sums.items()
+        )
+        legend = tuple(
+            (f"kind{i}", kind) for i, kind in enumerate(KIND_NAMES) if any(kinds[kind] for kinds in sums.values())
+        )
+        charts.append(Chart(title=title, bars=bars, legend=legend))
+    return tuple(charts)
+
+
+def _segments(
+    parts: Iterable[tuple[str, str, float]], most: float, text: Callable[[float], str]
+) -> tuple[Segment, ...]:
+    return tuple(
+        Segment(kind=css, width=100 * value / most, label=f"{label}: {text(value)}")
+        for css, label, value in parts
+        if value
+    )
+
+
+def _saving(rows: Sequence[Row], measure: Callable[[Row], float]) -> str | None:
+    values = {row.graph: measure(row) for row in rows}
+    if set(values) != {"full", "linearized"}:
+        return None
+    ratio = units.factor(values["full"], values["linearized"])
+    return None if ratio is None else f"{ratio} less"

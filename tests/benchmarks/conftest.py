@@ -1,0 +1,189 @@
+"""Results and run directories to report on, and small networks to measure."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+from safetensors.numpy import save_file
+
+from benchmarks.schema import (
+    PHASES,
+    Accuracy,
+    Environment,
+    GraphName,
+    LayerRow,
+    ModelFacts,
+    Phase,
+    ReluLayer,
+    Results,
+    Row,
+    SecureAccuracy,
+    SentBytes,
+    Spread,
+)
+
+LAYERS = ("relu", "layer1.0.relu1", "layer1.0.relu2", "layer1.1.relu1", "layer1.1.relu2", "layer2.0.relu1")
+LAYERS += ("layer2.0.relu2", "layer2.1.relu1", "layer2.1.relu2", "layer3.0.relu1", "layer3.0.relu2", "layer3.1.relu1")
+LAYERS += ("layer3.1.relu2", "layer4.0.relu1", "layer4.0.relu2", "layer4.1.relu1", "layer4.1.relu2")
+ELEMENTS = (4096,) * 5 + (2048,) * 4 + (256,) * 4 + (256,) * 4
+KEPT = (1100, 900, 720, 640, 510, 620, 410, 300, 210, 120, 100, 90, 70, 80, 60, 70, 0)
+
+
+def make_row(backend: str, graph: GraphName, phase: Phase, seconds: float, sent: SentBytes, rounds: int) -> Row:
+    """One row; the spread is 5 % up and down."""
+    return Row(
+        backend=backend,
+        graph=graph,
+        relu_count=30720 if graph == "full" else 6000,
+        network="loopback",
+        kind="measured",
+        phase=phase,
+        images=1,
+        latency_s=Spread(median=seconds, min=seconds * 0.95, max=seconds * 1.05, runs=1 if phase == "setup" else 5),
+        sent_bytes=sent,
+        messages=2 * rounds,
+        rounds=rounds,
+        byte_source="tcp_info" if backend == "crypten" else "",
+    )
+
+
+@pytest.fixture
+def results() -> Results:
+    """A run on two backends with figures of a plausible size."""
+    nothing = SentBytes(client=0, server=0, dealer=0)
+    cost: dict[tuple[GraphName, Phase], tuple[float, SentBytes, int]] = {
+        ("full", "setup"): (4.21, SentBytes(client=88_000, server=91_000, dealer=0), 4),
+        ("full", "offline"): (3.46, SentBytes(client=0, server=41_000, dealer=93_400_000), 1983),
+        ("full", "online"): (6.318, SentBytes(client=48_211_008, server=48_302_144, dealer=0), 661),
+        ("linearized", "setup"): (4.18, SentBytes(client=88_000, server=91_000, dealer=0), 4),
+        ("linearized", "offline"): (1.32, SentBytes(client=0, server=40_000, dealer=20_100_000), 1900),
+        ("linearized", "online"): (2.274, SentBytes(client=9_811_200, server=9_902_336, dealer=0), 634),
+    }
+    rows = [
+        make_row("plaintext", graph, phase, {"setup": 0.031, "offline": 0.0, "online": 0.00172}[phase], nothing, 0)
+        for graph in ("full", "linearized")
+        for phase in PHASES
+    ]
+    rows += [make_row("crypten", graph, phase, *cost[graph, phase]) for graph, phase in cost]
+    layers = [
+        LayerRow(
+            backend="crypten",
+            graph=graph,
+            phase="online",
+            layer=name if op == "relu" else name.replace("relu", "conv"),
+            op=op,
+            relu_count=kept if op == "relu" else 0,
+            seconds=0.05 + kept / 20_000 if op == "relu" else 0.06,
+            sent_bytes=SentBytes(client=1560 * kept, server=1570 * kept, dealer=0)
+            if op == "relu"
+            else SentBytes(client=32_768, server=32_768, dealer=0),
+            messages=70,
+            rounds=35 if op == "relu" else 1,
+        )
+        for graph, counts in (("full", ELEMENTS), ("linearized", KEPT))
+        for name, kept in zip(LAYERS, counts, strict=True)
+        for op in ("conv", "relu")
+        if op == "conv" or kept
+    ]
+    return Results(
+        inputs_sha256="0" * 64,
+        command="pi-pipeline run --budget 6000",
+        model=ModelFacts(
+            name="resnet18 of width 4", dataset="digits", relu_total=30720, relu_budget=6000, relu_count=6000
+        ),
+        accuracy=Accuracy(
+            baseline_test=0.9861,
+            linearized_test=0.9806,
+            test_images=360,
+            secure=(
+                SecureAccuracy(
+                    backend="crypten",
+                    graph="full",
+                    images=100,
+                    agreement_with_plaintext=1.0,
+                    max_abs_logit_error=0.0123,
+                    accuracy=0.99,
+                ),
+                SecureAccuracy(
+                    backend="crypten",
+                    graph="linearized",
+                    images=100,
+                    agreement_with_plaintext=1.0,
+                    max_abs_logit_error=0.0098,
+                    accuracy=0.98,
+                ),
+            ),
+        ),
+        rows=tuple(rows),
+        layers=tuple(layers),
+        relu_layers=tuple(
+            ReluLayer(layer=name, elements=elements, full=elements, linearized=kept)
+            for name, elements, kept in zip(LAYERS, ELEMENTS, KEPT, strict=True)
+        ),
+        environment=Environment(
+            cpu="Some CPU @ 2.10 GHz",
+            cores=2,
+            memory_bytes=16_700_000_000,
+            system="Linux 6.1",
+            python="3.12.4",
+            packages={"torch": "2.14.1", "onnxruntime": "1.32.0"},
+            threads=1,
+            commit="0123456789abcdef0123456789abcdef01234567",
+        ),
+    )
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path, results: Results) -> Path:
+    """A run directory with results, a descent of 12 steps and the headers of its checkpoints."""
+    results.save(tmp_path / "results.json")
+    steps = [
+        {
+            "step": step,
+            "relu_count": 8300 - 200 * (step + 1) if step < 11 else 6000,
+            "train_accuracy": 99.8 - 0.05 * step,
+            "val_accuracy": 98.4 - 0.11 * step + (0.3 if step % 4 == 3 else 0.0),
+            "finetuned": step % 4 == 3,
+        }
+        for step in range(12)
+    ]
+    (tmp_path / "bcd.jsonl").write_text("".join(json.dumps(step) + "\n" for step in steps), encoding="utf-8")
+    for name, count, accuracy in (("baseline", 30720, 98.9), ("snl", 8300, 98.3), ("linearized", 6000, 98.2)):
+        document = json.dumps({"relu_count": count, "val_accuracy": accuracy})
+        save_file({"w": np.zeros(1, np.float32)}, tmp_path / f"{name}.safetensors", {"document": document})
+    return tmp_path
+
+
+def save_network(path: Path, kept: list[int], *, classes: int = 3, **metadata: object) -> Path:
+    """A network on [1, 2, 2] images, Flatten -> Gemm -> ReLU of four elements of which ``kept`` stay -> Gemm."""
+    rng = np.random.default_rng(7)
+    weights = {
+        "w1": rng.normal(size=(4, 4)).astype(np.float32),
+        "b1": rng.normal(size=4).astype(np.float32),
+        "w2": rng.normal(size=(classes, 4)).astype(np.float32),
+        "b2": rng.normal(size=classes).astype(np.float32),
+        "slope": np.array([0.0 if index in kept else 1.0 for index in range(4)], dtype=np.float32),
+    }
+    nodes = [
+        helper.make_node("Flatten", ["input"], ["flat"], name="flatten"),
+        helper.make_node("Gemm", ["flat", "w1", "b1"], ["hidden"], name="fc1", transB=1),
+        helper.make_node("PRelu", ["hidden", "slope"], ["active"], name="relu1"),
+        helper.make_node("Gemm", ["active", "w2", "b2"], ["logits"], name="fc2", transB=1),
+    ]
+    used = {wire for node in nodes for wire in node.input}
+    graph = helper.make_graph(
+        nodes,
+        "tiny",
+        [helper.make_tensor_value_info("input", TensorProto.FLOAT, ["batch", 1, 2, 2])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", classes])],
+        [numpy_helper.from_array(value, name) for name, value in weights.items() if name in used],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    helper.set_model_props(model, {"pi_pipeline": json.dumps(metadata)})
+    onnx.save_model(model, path)
+    return path
