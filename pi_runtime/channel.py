@@ -1,14 +1,15 @@
 """A channel: messages to and from one peer, in legal order, each within a time limit, counted by tag.
 
 Array payloads go from the caller's memory to the transport and back without a copy in between, beyond what arrives
-together with a frame header. A channel is used by one thread at a time. After any ``RemoteProtocolError`` it is
+together with a frame header. A channel is used by one thread at a time; ``close`` may be called from another, and wakes
+it. After any ``RemoteProtocolError`` it is
 closed: a broken connection ends whatever was under way.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -29,9 +30,7 @@ from pi_runtime.messages import (
 from pi_runtime.order import BYE_STATES, CLOSED, Session
 from pi_runtime.traffic import Counts, Traffic
 from pi_runtime.transport import PeerAlert, Timeouts, Transport
-from pi_runtime.wire import HEADER_BYTES, MAX_PAYLOAD_BYTES, NO_LAYER, Buffer, Decoder, Header, encode_header
-
-Sendable = Buffer | npt.NDArray[Any]
+from pi_runtime.wire import HEADER_BYTES, NO_LAYER, Decoder, Header, Sendable, as_bytes, encode_header, split_frames
 
 _READ_BYTES = 64 << 10
 _STREAM_BYTES = 256 << 10
@@ -94,7 +93,7 @@ class Channel:
 
         Raises: as :meth:`send_control`.
         """
-        views = [_as_bytes(buffer) for buffer in buffers]
+        views = [as_bytes(buffer) for buffer in buffers]
         self._send(kind, layer, sum(map(len, views)), [views], tag)
 
     def send_stream(
@@ -106,7 +105,7 @@ class Channel:
             LocalProtocolError: not legal now, or the pieces do not add up to ``nbytes`` (the channel is then closed).
             RemoteProtocolError, PeerRefusal: as :meth:`send_control`.
         """
-        self._send(kind, layer, nbytes, ([_as_bytes(piece)] for piece in pieces), tag)
+        self._send(kind, layer, nbytes, ([as_bytes(piece)] for piece in pieces), tag)
 
     # Receiving
 
@@ -142,7 +141,7 @@ class Channel:
             nonlocal result
             if not views:
                 result = np.empty(nbytes, np.uint8)
-                views.append(_as_bytes(result))
+                views.append(as_bytes(result))
             self._fill_all(views, length, deadline)
 
         self._receive(kind, layer, nbytes, take, tag)
@@ -155,7 +154,7 @@ class Channel:
 
         Raises: as :meth:`recv_control`; ``buffers`` are then in part overwritten.
         """
-        views = [_as_bytes(buffer) for buffer in buffers]
+        views = [as_bytes(buffer) for buffer in buffers]
 
         def take(length: int, deadline: float) -> None:
             self._fill_all(views, length, deadline)
@@ -245,7 +244,7 @@ class Channel:
         overhead = self._transport.overhead_bytes
         sent = frames = 0
         try:
-            for frame in chain.from_iterable(map(_split, groups if nbytes else [[]])):
+            for frame in chain.from_iterable(map(split_frames, groups if nbytes else [[]])):
                 length = sum(map(len, frame))
                 if nbytes and not length:
                     continue
@@ -408,28 +407,3 @@ class Channel:
                 if isinstance(found.__cause__, PeerAlert):
                     return found
         return self._broken(error, f"sending {kind.name}")
-
-
-def _as_bytes(buffer: Sendable) -> memoryview:
-    view = buffer.data if isinstance(buffer, np.ndarray) else memoryview(buffer)
-    if not view.nbytes:
-        return memoryview(b"")
-    try:
-        return view.cast("B")
-    except TypeError as error:
-        raise LocalProtocolError("an array on the wire must be contiguous; use numpy.ascontiguousarray") from error
-
-
-def _split(views: Sequence[memoryview]) -> Iterator[list[memoryview]]:
-    """Cuts one group of buffers into frames, each as full as a frame may be; an empty group is one empty frame."""
-    frame: list[memoryview] = []
-    room = MAX_PAYLOAD_BYTES
-    for view in views:
-        rest = view
-        while len(rest) > room:
-            yield [*frame, rest[:room]]
-            rest = rest[room:]
-            frame, room = [], MAX_PAYLOAD_BYTES
-        frame.append(rest)
-        room -= len(rest)
-    yield frame

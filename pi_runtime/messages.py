@@ -23,6 +23,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import IntEnum, StrEnum
 
+from pi_runtime.backend import ROLES
 from pi_runtime.errors import LocalProtocolError, RemoteProtocolError
 
 MAX_CONTROL_BYTES = 4096
@@ -140,7 +141,7 @@ _MODEL = {"model_id": _hex(16), "graph_hash": _hex(32)}
 _BATCH = {"batch": _integer(1, MAX_BATCH)}
 
 CONTROL: Mapping[Kind, Mapping[str, _Field]] = {
-    Kind.HELLO: {"role": _choice(("client", "server", "dealer")), "name": _PARTY_NAME, "prg": _TEXT},
+    Kind.HELLO: {"role": _choice(ROLES), "name": _PARTY_NAME, "prg": _TEXT},
     Kind.BYE: {},
     Kind.ERROR: {"code": _choice(tuple(ErrorCode)), "text": _TEXT},
     Kind.GET_MODEL: {},

@@ -25,7 +25,7 @@ from pi_runtime.transport import PeerAlert, Transport
 from pi_runtime.wire import Buffer
 
 _RECORD_BYTES = 16 << 10
-_BATCH_BYTES = 16 * _RECORD_BYTES
+_BATCH_BYTES = 4 * _RECORD_BYTES
 _READ_BYTES = 64 << 10
 
 

@@ -2,7 +2,7 @@
 
 Shaping (:mod:`pi_runtime.shaping`) and TLS (:mod:`pi_runtime.tls`) are transports around a transport. Deadlines are
 instants of ``time.monotonic()``; a transport raises ``TimeoutError`` past one and ``OSError`` when the pipe breaks.
-One thread uses a transport at a time.
+One thread uses a transport at a time, save for ``close``.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections import deque
+from contextlib import suppress
 from dataclasses import dataclass
 
 from pi_runtime.errors import ConfigError
@@ -61,7 +62,7 @@ class Transport(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Ends the pipe; safe to call twice."""
+        """Ends the pipe; safe to call twice, and from another thread to wake one that waits here."""
 
 
 def time_left(deadline: float) -> float:
@@ -100,6 +101,8 @@ class SocketTransport(Transport):
         return self._socket.recv_into(view)
 
     def close(self) -> None:
+        with suppress(OSError):  # it may be gone already
+            self._socket.shutdown(socket.SHUT_RDWR)  # wakes a thread that waits for bytes
         self._socket.close()
 
 

@@ -17,8 +17,12 @@ the whole length beforehand and stops there. Control messages are always one fra
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
 
 from pi_runtime.errors import LocalProtocolError, RemoteProtocolError
 from pi_runtime.messages import CONTROL, LAYERED, MAX_CONTROL_BYTES, Kind
@@ -34,6 +38,7 @@ HEADER_BYTES = _HEADER.size
 _KINDS = {int(kind): kind for kind in Kind}
 
 Buffer = bytes | bytearray | memoryview
+Sendable = Buffer | npt.NDArray[Any]
 
 
 class Header(NamedTuple):
@@ -174,3 +179,33 @@ class Decoder:
                 f"the peer sent frame {sequence} where frame {self._sequence} is due (lost, repeated or reordered)"
             )
         return Header(kind, layer, sequence, length)
+
+
+def as_bytes(buffer: Sendable) -> memoryview:
+    """The memory of ``buffer``, byte by byte and without a copy.
+
+    Raises:
+        LocalProtocolError: an array that is not contiguous.
+    """
+    view = buffer.data if isinstance(buffer, np.ndarray) else memoryview(buffer)
+    if not view.nbytes:
+        return memoryview(b"")
+    try:
+        return view.cast("B")
+    except TypeError as error:
+        raise LocalProtocolError("an array on the wire must be contiguous; use numpy.ascontiguousarray") from error
+
+
+def split_frames(views: Sequence[memoryview]) -> Iterator[list[memoryview]]:
+    """Cuts one group of buffers into frames, each as full as a frame may be; an empty group is one empty frame."""
+    frame: list[memoryview] = []
+    room = MAX_PAYLOAD_BYTES
+    for view in views:
+        rest = view
+        while len(rest) > room:
+            yield [*frame, rest[:room]]
+            rest = rest[room:]
+            frame, room = [], MAX_PAYLOAD_BYTES
+        frame.append(rest)
+        room -= len(rest)
+    yield frame

@@ -301,6 +301,18 @@ def test_leaving_the_block_says_bye_or_why():
     client.refuse(ErrorCode.BUSY, "x")
 
 
+@pytest.mark.parametrize("kind", ["memory", "socket"])
+def test_closing_from_another_thread_wakes_who_waits(kind):
+    transports = memory_pair() if kind == "memory" else tuple(SocketTransport(end) for end in socket.socketpair())
+    client, server = pair(transports=transports)
+    closer = threading.Timer(0.05, server.close)
+    closer.start()
+    with pytest.raises(RemoteProtocolError, match=r"closed the connection|went away"):
+        server.recv_control(Kind.OPEN, within_s=5)
+    closer.join()
+    client.close()
+
+
 def test_timeouts_must_be_positive():
     with pytest.raises(ConfigError, match="read_s must be more than 0, got 0"):
         Timeouts(read_s=0)

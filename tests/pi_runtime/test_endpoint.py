@@ -86,16 +86,22 @@ def test_a_shaped_connection_takes_the_round_trip_of_its_profile():
     profile = parse_profile("bandwidth_mbps=100,rtt_ms=40")
     near, far = meet(plain(CLIENT, profile=profile), plain(SERVER, profile=profile))
 
+    times = 3
+
     def answer():
-        far.recv_control(Kind.GET_SEED)
-        far.send_array(Kind.WEIGHT_SEED, bytes(16))
+        for _ in range(times):
+            far.recv_control(Kind.GET_SEED)
+            far.send_array(Kind.WEIGHT_SEED, bytes(16))
 
     other = threading.Thread(target=answer)
     other.start()
-    start = time.monotonic()
-    near.send_control(Kind.GET_SEED)
-    near.recv_array(Kind.WEIGHT_SEED, 16)
-    assert time.monotonic() - start == pytest.approx(0.04, rel=0.1)
+    taken = []
+    for _ in range(times):
+        start = time.monotonic()
+        near.send_control(Kind.GET_SEED)
+        near.recv_array(Kind.WEIGHT_SEED, 16)
+        taken.append(time.monotonic() - start)
+    assert min(taken) == pytest.approx(0.04, rel=0.1)
     other.join()
     close(near, far)
 

@@ -95,8 +95,8 @@ def test_sending_does_not_wait_and_messages_queue_behind_one_another():
     near.close()
     far.close()
     assert handed_over < 0.02, "the sender goes on computing while the link transmits"
-    assert first == pytest.approx(0.07, rel=0.1)
-    assert second == pytest.approx(0.09, rel=0.1)
+    assert 0.07 <= first < 0.085
+    assert 0.09 <= second < 0.105
 
 
 def test_a_sender_waits_when_too_much_lies_unsent():
