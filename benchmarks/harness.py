@@ -145,6 +145,7 @@ class _Bench:
                     self.progress(f"{name}: set-up ({graph})", 0, 1)
                     opened[graph] = stack.enter_context(self.opener(name))
                     opened[graph].prepare(file)
+                    self.progress(f"{name}: set-up ({graph})", 1, 1)
             if untimed:
                 self._time(name, opened)
             for graph in unchecked:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from benchmarks import units, views
 from benchmarks.figures import accuracy_chart
@@ -31,7 +31,7 @@ def write_report(run_dir: Path) -> Path:
     results = load_results(run_dir / RESULTS)
     trajectory = read_trajectory(run_dir)
     environment = Environment(
-        loader=PackageLoader("benchmarks", "."),
+        loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -26,7 +26,13 @@ def print_tables(results: Results, console: Console | None = None) -> None:
 def _costs(results: Results) -> Table:
     model = results.model
     title = f"One inference: {units.count(model.relu_count)} of {units.count(model.relu_total)} ReLUs kept"
-    table = Table(title=title, caption="latency: median; client, server, dealer: what each sent", box=box.SIMPLE)
+    table = Table(
+        title=title,
+        caption="latency: median; client, server, dealer: what each sent",
+        box=box.SIMPLE,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+    )
     for name in ("backend", "phase", "network"):
         table.add_column(name, no_wrap=True)
     for name in ("latency", "client", "server", "dealer", "rounds"):
@@ -51,7 +57,7 @@ def _costs(results: Results) -> Table:
 
 
 def _accuracy(results: Results) -> Table:
-    table = Table(title="Logits against plaintext", box=box.SIMPLE)
+    table = _table("Logits against plaintext")
     for name in ("backend", "network"):
         table.add_column(name)
     for name in ("images", "same prediction", "largest logit error"):
@@ -65,3 +71,8 @@ def _accuracy(results: Results) -> Table:
             units.significant(entry.max_abs_logit_error),
         )
     return table
+
+
+def _table(title: str, caption: str | None = None) -> Table:
+    # Narrow enough for the 80 columns of a terminal that does not tell its width.
+    return Table(title=title, caption=caption, box=box.SIMPLE, pad_edge=False, padding=(0, 1, 0, 0))

@@ -35,19 +35,21 @@ def percent(fraction: float, digits: int = 1) -> str:
     return f"{100 * fraction:.{digits}f}{_THIN}%"
 
 
-def factor(before: float, after: float) -> str | None:
-    """How many times smaller ``after`` is, as ``4.9×``; None where one of them is 0."""
+def change(before: float, after: float) -> str | None:
+    """What became of ``before``: ``4.9× less``, ``1.2× more`` or ``about the same`` (within 5 %); None without one."""
     if before <= 0 or after <= 0:
         return None
-    return f"{significant(before / after, 2)}×"
+    if abs(after / before - 1) < 0.05:
+        return "about the same"
+    return f"{significant(before / after, 2)}× less" if after < before else f"{significant(after / before, 2)}× more"
 
 
 def significant(value: float, digits: int = 3) -> str:
     """``value`` with that many significant digits; whole above them, with an exponent below 0.0001."""
-    rounded = float(f"{value:.{digits - 1}e}")
-    if rounded == 0:
+    if value == 0:
         return "0"
+    rounded = float(f"{value:.{digits - 1}e}")  # before its size is looked at: 9.996 has one digit, 10.0 has two
     exponent = floor(log10(abs(rounded)))
     if exponent < -4:
-        return f"{rounded:.{digits - 1}e}"
-    return f"{rounded:,.{max(digits - 1 - exponent, 0)}f}"
+        return f"{value:.{digits - 1}e}"
+    return f"{value:,.{max(digits - 1 - exponent, 0)}f}"

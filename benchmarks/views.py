@@ -55,7 +55,7 @@ class Chart:
     title: str
     bars: tuple[Bar, ...]
     legend: tuple[tuple[str, str], ...] = ()
-    saving: str | None = None
+    change: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,16 +65,17 @@ class Tile:
     title: str
     before: str | None
     after: str
-    saving: str | None
+    change: str | None
     note: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BackendView:
-    """Everything the report says of one backend."""
+    """Everything the report says of one backend. ``sends``: whether it has any traffic to speak of."""
 
     name: str
     note: str
+    sends: bool
     charts: tuple[Chart, ...]
     rows: tuple[Row, ...]
     kinds: tuple[Chart, ...]
@@ -83,7 +84,7 @@ class BackendView:
 
 @dataclass(frozen=True, kw_only=True)
 class LayerTable:
-    """The layers of one network in one phase, slowest share first told by ``share`` (percent of the phase's time)."""
+    """The layers of one network in one phase, in the order of execution, and the time of the slowest."""
 
     title: str
     rows: tuple[LayerRow, ...]
@@ -98,7 +99,7 @@ def tiles(results: Results) -> tuple[Tile, ...]:
             title="ReLUs",
             before=units.count(model.relu_total),
             after=units.count(model.relu_count),
-            saving=f"{units.percent(1 - model.relu_count / model.relu_total)} removed" if model.relu_total else None,
+            change=f"{units.percent(1 - model.relu_count / model.relu_total)} removed" if model.relu_total else None,
         )
     ]
     if accuracy.linearized_test is not None:
@@ -110,7 +111,7 @@ def tiles(results: Results) -> tuple[Tile, ...]:
                 title="Test accuracy",
                 before=None if accuracy.baseline_test is None else units.percent(accuracy.baseline_test),
                 after=units.percent(accuracy.linearized_test),
-                saving=change,
+                change=change,
                 note=f"on {units.count(accuracy.test_images)} images",
             )
         )
@@ -150,12 +151,11 @@ def _tile(
     measure: Callable[[Row], float],
     text: Callable[[float], str],
 ) -> Tile:
-    ratio = None if before is None else units.factor(measure(before), measure(after))
     return Tile(
         title=title,
         before=None if before is None else text(measure(before)),
         after=text(measure(after)),
-        saving=None if ratio is None else f"{ratio} less",
+        change=None if before is None else units.change(measure(before), measure(after)),
         note=f"{backend}, one image",
     )
 
@@ -169,9 +169,8 @@ def _sent(row: Row) -> float:
 
 
 def _backend_view(results: Results, name: str) -> BackendView:
-    rows = tuple(
-        row for phase in PHASES for graph in results.graphs if (row := results.row(name, graph, phase)) is not None
-    )
+    found = (results.row(name, graph, phase) for phase in PHASES for graph in results.graphs)
+    rows = tuple(row for row in found if row is not None and (row.latency_s.max or row.sent_bytes.total))
     phases: tuple[Phase, ...] = ("online", "offline")
     charts = [chart for phase in phases if (chart := _latency_chart(rows, phase)) is not None]
     charts += [chart for phase in phases if (chart := _bytes_chart(rows, phase)) is not None]
@@ -179,6 +178,7 @@ def _backend_view(results: Results, name: str) -> BackendView:
     return BackendView(
         name=name,
         note="; ".join(sorted(sources)),
+        sends=any(row.sent_bytes.total for row in rows),
         charts=tuple(charts),
         rows=rows,
         kinds=_kind_charts(results, name),
@@ -206,7 +206,7 @@ def _latency_chart(rows: Sequence[Row], phase: Phase) -> Chart | None:
         )
         for row in chosen
     )
-    return Chart(title=f"{phase.capitalize()} latency", bars=bars, saving=_saving(chosen, _latency))
+    return Chart(title=f"{phase.capitalize()} latency", bars=bars, change=_change(chosen, _latency))
 
 
 def _bytes_chart(rows: Sequence[Row], phase: Phase) -> Chart | None:
@@ -227,8 +227,9 @@ def _bytes_chart(rows: Sequence[Row], phase: Phase) -> Chart | None:
         )
         for row in chosen
     )
-    legend = tuple((role, f"sent by {role}") for role in ROLE_NAMES)
-    return Chart(title=f"{phase.capitalize()} traffic", bars=bars, legend=legend, saving=_saving(chosen, _sent))
+    senders = [role for role in ROLE_NAMES if any(getattr(row.sent_bytes, role) for row in chosen)]
+    legend = tuple((role, f"sent by {role}") for role in senders)
+    return Chart(title=f"{phase.capitalize()} traffic", bars=bars, legend=legend, change=_change(chosen, _sent))
 
 
 def _kind_charts(results: Results, name: str) -> tuple[Chart, ...]:
@@ -276,9 +277,8 @@ def _segments(
     )
 
 
-def _saving(rows: Sequence[Row], measure: Callable[[Row], float]) -> str | None:
+def _change(rows: Sequence[Row], measure: Callable[[Row], float]) -> str | None:
     values = {row.graph: measure(row) for row in rows}
     if set(values) != {"full", "linearized"}:
         return None
-    ratio = units.factor(values["full"], values["linearized"])
-    return None if ratio is None else f"{ratio} less"
+    return units.change(values["full"], values["linearized"])
