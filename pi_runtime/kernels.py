@@ -10,7 +10,9 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import update_wrapper
-from typing import Any
+from typing import Any, TypeVar, cast
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,13 @@ class Kernel:
                 )
                 self._compiled = numba.njit(signature, cache=True, nogil=True, boundscheck=False)(self._function)
             return self._compiled
+
+
+def inlined(function: F) -> F:
+    """Compile a function that only compiled functions call, or one caller with one set of types."""
+    import numba
+
+    return cast(F, numba.njit(cache=True, nogil=True, boundscheck=False)(function))
 
 
 def kernel(*arguments: ArrayArgument | str) -> Callable[[Callable[..., None]], Kernel]:

@@ -1,0 +1,120 @@
+"""The innermost loop of the ring convolution: products of 16-bit digits, four rows by eight columns, in registers.
+
+One step multiplies pairs: acc[column] += w[2k] * x[2k][column] + w[2k+1] * x[2k+1][column], 16 bits times 16 bits into
+32. Numba's own vectoriser does not form the instruction for it, so the loop is written as LLVM code, without any
+target's name in it; on x86 LLVM makes vpmaddwd of the pattern, or vpdpwssd where there is VNNI.
+
+A sum of more than a few products of full 16-bit digits leaves 32 bits. Where only the sum mod 2^32 is needed it may
+wrap (`wrapping_products`). Where the exact sum is needed (`exact_products`), groups of products that cannot leave 32
+bits are summed to V, with two accumulators: total += V, which wraps, and high += V >> 16, which does not. The sum is
+then 2^16 * high + ((total - 2^16 * high) mod 2^32), because the part of each V below 2^16 adds up to less than 2^32.
+
+A word is two 16-bit digits, of the indices 2k (low half) and 2k+1, in an int32. A step is 8 indices, so four words.
+Rows: int32 words [steps][4 rows][4 words]. Columns: int32 words [steps][4 words][8 columns].
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from llvmlite import ir  # type: ignore[import-untyped]
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+ROWS = 4
+LANES = 8
+STEP_WORDS = 4
+STEP_TERMS = 2 * STEP_WORDS
+
+_I32 = ir.IntType(32)
+_I64 = ir.IntType(64)
+_VECTOR = ir.VectorType(_I32, LANES)
+_HALVES = ir.VectorType(ir.IntType(16), 2 * LANES)
+_WIDE = ir.VectorType(_I32, 2 * LANES)
+_EVEN = ir.Constant(_VECTOR, [2 * lane for lane in range(LANES)])
+_ODD = ir.Constant(_VECTOR, [2 * lane + 1 for lane in range(LANES)])
+
+
+_variable: Any = cgutils.alloca_once_value
+
+
+def _splat(builder: Any, value: Any) -> Any:
+    vector = builder.insert_element(ir.Constant(_VECTOR, ir.Undefined), value, ir.Constant(_I32, 0))
+    return builder.shuffle_vector(vector, ir.Constant(_VECTOR, ir.Undefined), ir.Constant(_VECTOR, [0] * LANES))
+
+
+def _pair_products(builder: Any, row: Any, columns: Any) -> Any:
+    """row[0] * columns[0] + row[1] * columns[1] of the 16-bit halves, for each lane."""
+    wide_row = builder.sext(builder.bitcast(row, _HALVES), _WIDE)
+    wide_columns = builder.sext(builder.bitcast(columns, _HALVES), _WIDE)
+    product = builder.mul(wide_row, wide_columns)
+    undefined = ir.Constant(_WIDE, ir.Undefined)
+    return builder.add(
+        builder.shuffle_vector(product, undefined, _EVEN), builder.shuffle_vector(product, undefined, _ODD)
+    )
+
+
+def _products(group_words: int | None) -> Callable[..., Any]:
+    """The loop as a numba intrinsic; `group_words` words a row make a V, None keeps wrapping sums only.
+
+    A single word may give exactly 2^31 (all four digits -2^15), which wraps to -2^31 and would spoil V >> 16; no other
+    value comes near, so groups of one word shift V - 1 instead, and the reader of `high` adds what that takes away.
+    """
+
+    def products(
+        _context: Any, rows: Any, row_start: Any, columns: Any, column_start: Any, steps: Any, output: Any
+    ) -> tuple[Any, Callable[..., Any]]:
+        signature = types.void(rows, types.int64, columns, types.int64, types.int64, output)
+
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            def pointer(argument: int, start: Any) -> Any:
+                array = context.make_array(signature.args[argument])(context, builder, arguments[argument])
+                return builder.gep(array.data, [start])
+
+            def at(base: Any, offset: int, kind: Any) -> Any:
+                return builder.bitcast(builder.gep(base, [ir.Constant(_I64, offset)]), ir.PointerType(kind))
+
+            def accumulate(slot: Any, value: Any) -> None:
+                builder.store(builder.add(builder.load(slot), value), slot)
+
+            row_base, column_base = pointer(0, arguments[1]), pointer(2, arguments[3])
+            zero = ir.Constant(_VECTOR, None)
+            totals = [_variable(builder, zero) for _ in range(ROWS)]
+            highs = [_variable(builder, zero) for _ in range(ROWS if group_words else 0)]
+            with cgutils.for_range(builder, arguments[4], intp=_I64) as loop:
+                words = builder.gep(row_base, [builder.mul(loop.index, ir.Constant(_I64, ROWS * STEP_WORDS))])
+                vectors = builder.gep(column_base, [builder.mul(loop.index, ir.Constant(_I64, STEP_WORDS * LANES))])
+                loaded = [builder.load(at(vectors, LANES * k, _VECTOR), align=4) for k in range(STEP_WORDS)]
+                for row in range(ROWS):
+                    group = None
+                    for k in range(STEP_WORDS):
+                        word = builder.load(at(words, STEP_WORDS * row + k, _I32))
+                        product = _pair_products(builder, _splat(builder, word), loaded[k])
+                        if group_words is None:
+                            accumulate(totals[row], product)
+                            continue
+                        group = product if group is None else builder.add(group, product)
+                        if (k + 1) % group_words == 0:
+                            accumulate(totals[row], group)
+                            if group_words == 1:
+                                group = builder.add(group, ir.Constant(_VECTOR, [-1] * LANES))
+                            accumulate(highs[row], builder.ashr(group, ir.Constant(_VECTOR, [16] * LANES)))
+                            group = None
+            result = pointer(5, ir.Constant(_I64, 0))
+            for place, slot in enumerate(totals + highs):
+                builder.store(builder.load(slot), at(result, LANES * place, _VECTOR), align=4)
+            return context.get_dummy_value()
+
+        return signature, generate
+
+    return intrinsic(products)
+
+
+wrapping_products = _products(None)
+"""(rows, row_start, columns, column_start, steps, output): totals mod 2^32, to output int32 [4 rows, 8 columns]."""
+exact_products_4 = _products(4)
+"""The same with exact sums, rows' digits below 2^13 in size; output int32 [totals or highs, 4 rows, 8 columns]."""
+exact_products_2 = _products(2)
+"""The same for digits of rows below 2^14 in size."""
+exact_products_1 = _products(1)
+"""The same for any digits; `high` is made of (V - 1) >> 16."""
