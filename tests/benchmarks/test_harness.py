@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import pytest
-from conftest import save_network
+from tiny_network import save_network
 
 from benchmarks.errors import MeasureError
 from benchmarks.harness import BenchSettings, run_bench
