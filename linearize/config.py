@@ -41,7 +41,7 @@ class DataConfig(Section):
         None,
         ge=0,
         le=64,
-        description="pixels padded before a random crop; unset: 1 below 32 pixels a side, 4 from 32 on",
+        description="pixels padded before a random crop; unset: 4 from 32 pixels a side on, else none",
     )
     flip: bool | None = Field(None, description="mirror half of the training images; unset: all datasets but digits")
     download: bool = Field(False, description="allow a download of cifar10 or cifar100 into data_dir")
@@ -84,9 +84,9 @@ class DistillConfig(SgdConfig):
 class BaselineConfig(SgdConfig):
     """Training of the network with all its ReLUs."""
 
-    epochs: int = Field(7, ge=1, description="passes over the training images")
+    epochs: int = Field(6, ge=1, description="passes over the training images")
     batch_size: int = Field(64, ge=2, description="images per gradient step")
-    lr: float = Field(0.05, gt=0, description="largest learning rate")
+    lr: float = Field(0.02, gt=0, description="largest learning rate")
     schedule: Schedule = Field("one_cycle", description="course of the learning rate: one_cycle, cosine or step")
 
 

@@ -144,7 +144,7 @@ def load_dataset(config: DataConfig, reporter: Reporter | None = None) -> Datase
     train, val, test = (_limit(split, config.limit) for split in (train.select(kept), train.select(validated), test))
     mean, std = _pixel_statistics(train.images)
     size = train.images.shape[-1]
-    padding = config.crop_padding if config.crop_padding is not None else (4 if size >= 32 else 1)
+    padding = config.crop_padding if config.crop_padding is not None else (4 if size >= 32 else 0)
     flip = config.flip if config.flip is not None else raw.mirrors
     return Dataset(
         name=config.dataset,
