@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks.schema import GraphName, Results
+from benchmarks.schema import GraphName, Phase, Results
 
 AGREEMENT_FLOOR = 0.99
 """Below this fraction of equal predictions a secure result must not pass as the network's."""
@@ -40,14 +40,18 @@ def problems(results: Results) -> tuple[str, ...]:
 
 def _backend_figures(results: Results, backend: str, graph: GraphName) -> dict[str, object]:
     figures: dict[str, object] = {}
-    for phase in ("offline", "online"):
-        row = results.row(backend, graph, "online" if phase == "online" else "offline")
+    phases: tuple[Phase, ...] = ("offline", "online")
+    for phase in phases:
+        row = results.row(backend, graph, phase)
         if row is not None:
             figures |= {
                 f"{phase}_latency_s": row.latency_s.median,
                 f"{phase}_bytes": row.sent_bytes.total,
                 f"{phase}_rounds": row.rounds,
             }
+    relus = [layer for layer in results.layer_rows(backend, graph, "online") if layer.op == "relu"]
+    if relus:
+        figures["online_relu_bytes"] = sum(layer.sent_bytes.total for layer in relus)
     entry = results.secure(backend, graph)
     if entry is not None:
         figures |= {

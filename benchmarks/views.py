@@ -14,19 +14,44 @@ from benchmarks.schema import PHASES, GraphName, LayerRow, Phase, Results, Row
 PLAINTEXT = "plaintext"
 GRAPH_LABELS: dict[GraphName, str] = {"full": "all ReLUs", "linearized": "linearized"}
 ROLE_NAMES = ("client", "server", "dealer")
+RELU = "ReLU"
 KINDS: dict[str, str] = {
-    "relu": "ReLU",
+    "relu": RELU,
     "conv": "linear layers",
     "linear": "linear layers",
     "affine": "linear layers",
     "max_pool": "max pooling",
 }
 OTHER_KIND = "everything else"
-KIND_NAMES = ("ReLU", "linear layers", "max pooling", OTHER_KIND)
+KIND_NAMES = (RELU, "linear layers", "max pooling", OTHER_KIND)
 BYTE_SOURCES = {
     "tcp_info": "bytes counted by the operating system at each socket",
     "communicator": "bytes as the framework's own communicator estimates them",
 }
+
+
+def _latency(row: Row) -> float:
+    return row.latency_s.median
+
+
+def _sent(row: Row | LayerRow) -> float:
+    return float(row.sent_bytes.total)
+
+
+def _layer_seconds(row: LayerRow) -> float:
+    return row.seconds
+
+
+def _byte_text(value: float) -> str:
+    return units.bytes_(round(value))
+
+
+Text = Callable[[float], str]
+MEASURES: tuple[tuple[str, Callable[[Row], float], Callable[[LayerRow], float], Text], ...] = (
+    ("latency", _latency, _layer_seconds, units.seconds),
+    ("traffic", _sent, _sent, _byte_text),
+)
+"""What is compared: its name, the figure of a phase, the figure of a layer, and the figure as text."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +96,10 @@ class Tile:
 
 @dataclass(frozen=True, kw_only=True)
 class BackendView:
-    """Everything the report says of one backend. ``sends``: whether it has any traffic to speak of."""
+    """Everything the report says of one backend. ``sends``: whether it has any traffic.
+
+    bound: what removing ReLUs can save at most.
+    """
 
     name: str
     note: str
@@ -79,6 +107,7 @@ class BackendView:
     charts: tuple[Chart, ...]
     rows: tuple[Row, ...]
     kinds: tuple[Chart, ...]
+    bound: str
     layers: tuple[LayerTable, ...]
 
 
@@ -121,8 +150,17 @@ def tiles(results: Results) -> tuple[Tile, ...]:
         }
         if "linearized" in online:
             after, before = online["linearized"], online.get("full")
-            found.append(_tile("Online latency", backend, before, after, _latency, units.seconds))
-            found.append(_tile("Online traffic", backend, before, after, _sent, lambda value: units.bytes_(int(value))))
+            for title, measure, layer_measure, text in MEASURES:
+                part = _relu_part(results, backend, layer_measure, text)
+                found.append(
+                    Tile(
+                        title=f"Online {title}",
+                        before=None if before is None else text(measure(before)),
+                        after=text(measure(after)),
+                        change=None if before is None else units.change(measure(before), measure(after)),
+                        note=f"{backend}, one image{part}",
+                    )
+                )
     return tuple(found)
 
 
@@ -143,31 +181,6 @@ def kind_of(op: str) -> str:
     return KINDS.get(op, OTHER_KIND)
 
 
-def _tile(
-    title: str,
-    backend: str,
-    before: Row | None,
-    after: Row,
-    measure: Callable[[Row], float],
-    text: Callable[[float], str],
-) -> Tile:
-    return Tile(
-        title=title,
-        before=None if before is None else text(measure(before)),
-        after=text(measure(after)),
-        change=None if before is None else units.change(measure(before), measure(after)),
-        note=f"{backend}, one image",
-    )
-
-
-def _latency(row: Row) -> float:
-    return row.latency_s.median
-
-
-def _sent(row: Row) -> float:
-    return float(row.sent_bytes.total)
-
-
 def _backend_view(results: Results, name: str) -> BackendView:
     found = (results.row(name, graph, phase) for phase in PHASES for graph in results.graphs)
     rows = tuple(row for row in found if row is not None and (row.latency_s.max or row.sent_bytes.total))
@@ -182,6 +195,7 @@ def _backend_view(results: Results, name: str) -> BackendView:
         charts=tuple(charts),
         rows=rows,
         kinds=_kind_charts(results, name),
+        bound=_bound(results, name),
         layers=tuple(
             LayerTable(title=f"{phase}, {GRAPH_LABELS[graph]}", rows=layers, slowest_s=max(r.seconds for r in layers))
             for graph in reversed(results.graphs)
@@ -220,7 +234,7 @@ def _bytes_chart(rows: Sequence[Row], phase: Phase) -> Chart | None:
             segments=_segments(
                 ((role, role, getattr(row.sent_bytes, role)) for role in ROLE_NAMES),
                 most,
-                lambda sent: units.bytes_(int(sent)),
+                _byte_text,
             ),
             value=units.bytes_(row.sent_bytes.total),
             note=f"{units.count(row.rounds)} rounds",
@@ -234,42 +248,67 @@ def _bytes_chart(rows: Sequence[Row], phase: Phase) -> Chart | None:
 
 def _kind_charts(results: Results, name: str) -> tuple[Chart, ...]:
     charts = []
-    measures: tuple[tuple[str, Callable[[LayerRow], float], Callable[[float], str]], ...] = (
-        ("Online time by kind of layer", lambda row: row.seconds, units.seconds),
-        (
-            "Online traffic by kind of layer",
-            lambda row: float(row.sent_bytes.total),
-            lambda value: units.bytes_(int(value)),
-        ),
-    )
-    for title, measure, text in measures:
-        sums: dict[GraphName, dict[str, float]] = {}
-        for graph in results.graphs:
-            for row in results.layer_rows(name, graph, "online"):
-                kinds = sums.setdefault(graph, dict.fromkeys(KIND_NAMES, 0.0))
-                kinds[kind_of(row.op)] += measure(row)
-        most = max((sum(kinds.values()) for kinds in sums.values()), default=0.0)
+    for title, _, measure, text in MEASURES:
+        sums = _sums_by_kind(results, name, measure)
+        totals = {graph: sum(kinds.values()) for graph, kinds in sums.items()}
+        most = max(totals.values(), default=0.0)
         if most == 0:
             continue
         bars = tuple(
             Bar(
                 label=GRAPH_LABELS[graph],
                 segments=_segments(((f"kind{i}", kind, kinds[kind]) for i, kind in enumerate(KIND_NAMES)), most, text),
-                value=text(sum(kinds.values())),
-                note=f"ReLU {units.percent(kinds['ReLU'] / (sum(kinds.values()) or 1), 0)}",
+                value=text(totals[graph]),
+                note=f"{RELU} {text(kinds[RELU])}, {units.percent(kinds[RELU] / (totals[graph] or 1), 0)}",
             )
             for graph, kinds in sums.items()
         )
         legend = tuple(
             (f"kind{i}", kind) for i, kind in enumerate(KIND_NAMES) if any(kinds[kind] for kinds in sums.values())
         )
-        charts.append(Chart(title=title, bars=bars, legend=legend))
+        change = None
+        if len(sums) == len(GRAPH_LABELS):
+            change = units.change(sums["full"][RELU], sums["linearized"][RELU])
+        charts.append(
+            Chart(
+                title=f"Online {title} by layer",
+                bars=bars,
+                legend=legend,
+                change=change and f"{RELU} {change}",
+            )
+        )
     return tuple(charts)
 
 
-def _segments(
-    parts: Iterable[tuple[str, str, float]], most: float, text: Callable[[float], str]
-) -> tuple[Segment, ...]:
+def _bound(results: Results, name: str) -> str:
+    shares = []
+    for title, _, measure, _ in MEASURES:
+        kinds = _sums_by_kind(results, name, measure).get("full", {})
+        total = sum(kinds.values())
+        if total:
+            shares.append(f"{units.percent(kinds[RELU] / total, 0)} of its online {title}")
+    if not shares:
+        return ""
+    return f"With all ReLUs, they are {' and '.join(shares)}; removing some can save no more than that."
+
+
+def _sums_by_kind(
+    results: Results, name: str, measure: Callable[[LayerRow], float]
+) -> dict[GraphName, dict[str, float]]:
+    sums: dict[GraphName, dict[str, float]] = {}
+    for graph in results.graphs:
+        for row in results.layer_rows(name, graph, "online"):
+            kinds = sums.setdefault(graph, dict.fromkeys(KIND_NAMES, 0.0))
+            kinds[kind_of(row.op)] += measure(row)
+    return sums
+
+
+def _relu_part(results: Results, name: str, measure: Callable[[LayerRow], float], text: Text) -> str:
+    parts = [text(kinds[RELU]) for kinds in _sums_by_kind(results, name, measure).values()]
+    return f"; ReLUs alone {' → '.join(parts)}" if parts else ""
+
+
+def _segments(parts: Iterable[tuple[str, str, float]], most: float, text: Text) -> tuple[Segment, ...]:
     return tuple(
         Segment(kind=css, width=100 * value / most, label=f"{label}: {text(value)}")
         for css, label, value in parts

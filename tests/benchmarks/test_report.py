@@ -81,6 +81,14 @@ def test_report_shows_each_layer_once(run_dir: Path, results: Results) -> None:
     assert text.count(" conv ") == len([row for row in results.layers if row.op == "conv"])
 
 
+def test_report_bounds_the_saving_by_the_share_of_relus(run_dir: Path, results: Results) -> None:
+    online = results.layer_rows("crypten", "full", "online")
+    sent = sum(row.sent_bytes.total for row in online)
+    relus = sum(row.sent_bytes.total for row in online if row.op == "relu")
+    text = read(write_report(run_dir)).text
+    assert f"{100 * relus / sent:.0f} % of its online traffic; removing some can save no more" in text
+
+
 def test_report_loads_nothing_from_elsewhere(run_dir: Path) -> None:
     page = read(write_report(run_dir))
     tags = {tag for tag, _ in page.tags}
