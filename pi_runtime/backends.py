@@ -18,6 +18,12 @@ _BACKENDS = {
 BACKEND_NAMES = tuple(_BACKENDS)
 
 
+def check_backend(name: str) -> None:
+    """Raises ConfigError where there is no backend ``name``."""
+    if name not in _BACKENDS:
+        raise ConfigError(f"backend must be one of {', '.join(BACKEND_NAMES)}, got {name!r}")
+
+
 def open_backend(name: str, **options: Any) -> Backend:
     """Makes the backend ``name``; use it as a context manager.
 
@@ -27,8 +33,7 @@ def open_backend(name: str, **options: Any) -> Backend:
         ConfigError: there is no such backend, or it has no such option.
         BackendError: it cannot run here.
     """
-    if name not in _BACKENDS:
-        raise ConfigError(f"backend must be one of {', '.join(BACKEND_NAMES)}, got {name!r}")
+    check_backend(name)
     module, _, attribute = _BACKENDS[name].partition(":")
     kind = getattr(import_module(module), attribute)
     known = inspect.signature(kind).parameters

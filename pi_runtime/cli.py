@@ -149,9 +149,13 @@ def answer(document: dict[str, Any]) -> None:
 
 
 def _take_bench_options(options: dict[str, Any]) -> dict[str, Any]:
+    from pi_runtime.backends import check_backend
+
     names = [name.strip() for name in options.pop("backends").split(",") if name.strip()]
     if not names:
         raise click.UsageError("--backends names no backend")
+    for name in names:
+        check_backend(name)  # now, not after the training
     counts = {name: options.pop(name) for name in ("images", "runs", "party_threads")}
     for name, count in counts.items():
         if count < 1:

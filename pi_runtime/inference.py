@@ -37,7 +37,7 @@ def classify(
     files = find_images(images)
     batch = load_images(files, graph)
     options: dict[str, Any] = {"threads": threads}
-    if backend != "plaintext":
+    if port is not None:
         options["port"] = port
     with open_backend(backend, **options) as engine:
         engine.prepare(path)
