@@ -42,7 +42,7 @@ import numpy.typing as npt
 
 from pi_runtime.backend import ROLES, Backend, Cost, LayerCost, RunCost, sum_costs
 from pi_runtime.crypten_cost import Mark, layer_costs, setup_cost
-from pi_runtime.crypten_process import Answer, Process, ask
+from pi_runtime.crypten_process import Answer, Process, ask, close_all
 from pi_runtime.errors import BackendError, ConfigError, LocalProtocolError
 from pi_runtime.graph import Graph, parse_public
 
@@ -122,8 +122,7 @@ class CryptenBackend(Backend):
         return answers["client"].arrays[0], RunCost(phases=phases, layers=(*offline_layers, *layers))
 
     def close(self) -> None:
-        for process in self._processes.values():
-            process.close()
+        close_all(self._processes.values())
         self._processes.clear()
         self._stock.clear()
         self._requests.clear()

@@ -26,7 +26,7 @@ result is off by at most one unit of 2**-16, except with a chance of about |x| *
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import reduce
 from math import prod
 from operator import add
@@ -121,14 +121,14 @@ class _Affine(_Parametric):
 
 
 class _Add(_Module):
-    """Sum of wires; ``order`` says which argument each operand is, as one wire may be added to itself."""
+    """Sum of wires; ``order`` says which input each operand is, as one wire may be added to itself."""
 
     def __init__(self, order: Sequence[int]) -> None:
         super().__init__()
         self.order = tuple(order)
 
-    def forward(self, *wires: Any) -> Any:
-        return reduce(add, [wires[position] for position in self.order])
+    def forward(self, wires: Any) -> Any:
+        return reduce(add, _operands(wires, self.order))
 
 
 class _Concat(_Module):
@@ -137,8 +137,8 @@ class _Concat(_Module):
         self.order = tuple(order)
         self.axis = axis + 1
 
-    def forward(self, *wires: Any) -> Any:
-        return _cat([wires[position] for position in self.order], self.axis)
+    def forward(self, wires: Any) -> Any:
+        return _cat(_operands(wires, self.order), self.axis)
 
 
 class _KeptReLU(_Module):
@@ -245,6 +245,12 @@ def build_crypten_graph(graph: Graph) -> Any:
     return model.eval()
 
 
+def run_node(model: Any, node: Node, wires: Mapping[str, Any]) -> Any:
+    """The output of one node of ``model``, as its ``forward`` would compute it from the values of ``wires``."""
+    inputs = [wires[wire] for wire in dict.fromkeys(node.inputs)]
+    return model._modules[node.output](inputs[0] if len(inputs) == 1 else inputs)
+
+
 def save_crypten_graph(graph: Graph, path: Path) -> None:
     """Writes ``model.crypten.pt``: the ``crypten.nn.Graph`` with its plain parameters, see the module's docstring.
 
@@ -283,6 +289,12 @@ def _module(node: Node, order: Sequence[int], source: Sequence[int]) -> Any:
         case "slice":
             return _Slice(node)
     raise AssertionError(f"check_wiring lets no operator {node.op} through")
+
+
+def _operands(wires: Any, order: Sequence[int]) -> list[Any]:
+    """CrypTen hands a module one value as it is, several as a list."""
+    distinct = wires if isinstance(wires, list) else [wires]
+    return [distinct[position] for position in order]
 
 
 def _windows(x: Any, kernel: Sequence[int], strides: Sequence[int], shape: Sequence[int]) -> Iterator[Any]:

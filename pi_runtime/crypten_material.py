@@ -15,9 +15,11 @@ from __future__ import annotations
 from collections import defaultdict, deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from pi_runtime.crypten_import import import_crypten
 from pi_runtime.errors import LocalProtocolError
@@ -90,14 +92,16 @@ def install_provider() -> StockedProvider:
 
 @contextmanager
 def planning(provider: StockedProvider) -> Iterator[list[Request]]:
-    """Inside, CrypTen computes on junk without sending a byte; yields the growing list of requests."""
-    communicator = DistributedCommunicator.instance
+    """Inside, CrypTen computes shapes of junk without sending a byte; yields the growing list of requests."""
+    communicator, convolution = DistributedCommunicator.instance, torch.conv2d
     DistributedCommunicator.instance = _NoNetwork(communicator.get_rank())
+    # Convolutions are nearly all of an inference's work; CrypTen looks the function up by name each time.
+    torch.conv2d = cast(Any, _shape_of_conv2d)
     try:
         with provider.recording() as requests:
             yield requests
     finally:
-        DistributedCommunicator.instance = communicator
+        DistributedCommunicator.instance, torch.conv2d = communicator, convolution
 
 
 class _NoNetwork:
@@ -116,6 +120,23 @@ class _NoNetwork:
         return [tensor.clone() for tensor in tensors] if isinstance(tensors, list) else tensors.clone()
 
 
+def _shape_of_conv2d(
+    x: Tensor,
+    weight: Tensor,
+    *,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> Tensor:
+    """Zeros in the shape of ``torch.conv2d(x, weight, ...)``; x [B, C, H, W], weight [O, C/groups, kh, kw]."""
+    spans = (rate * (kernel - 1) + 1 for rate, kernel in zip(dilation, weight.shape[2:], strict=True))
+    sides = zip(x.shape[2:], padding, spans, stride, strict=True)
+    return x.new_zeros(
+        x.shape[0], weight.shape[0], *((size + 2 * pad - span) // step + 1 for size, pad, span, step in sides)
+    )
+
+
 def _zeros(request: Request) -> Any:
     """Material of the right kinds and shapes that masks nothing, for :func:`planning`."""
     name, args, kwargs = request
@@ -123,14 +144,12 @@ def _zeros(request: Request) -> Any:
     match name:
         case "generate_additive_triple":
             left, right, op = args[:3]
-            # On the meta device torch works out the shape of a product without computing it.
-            parts = (torch.empty(size, dtype=torch.int64, device="meta") for size in (left, right))
+            parts = (torch.zeros(size, dtype=torch.int64) for size in (left, right))
             product = getattr(torch, op)(*parts, *args[3:], **options).size()
             return tuple(_arithmetic(size) for size in (left, right, product))
         case "generate_binary_triple":
             left, right = args
-            both = torch.broadcast_shapes(left, right)  # type: ignore[no-untyped-call]
-            return _binary(left), _binary(right), _binary(both)
+            return _binary(left), _binary(right), _binary(np.broadcast_shapes(left, right))
         case "B2A_rng":
             return _arithmetic(args[0]), _binary(args[0])
     return _arithmetic(args[0]), _arithmetic(args[0])

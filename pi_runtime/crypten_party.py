@@ -26,7 +26,7 @@ import torch
 from torch.distributed.rendezvous import register_rendezvous_handler
 
 from pi_runtime.crypten_control import Array, Control
-from pi_runtime.crypten_graph import build_crypten_graph, round_to_encoder
+from pi_runtime.crypten_graph import build_crypten_graph, round_to_encoder, run_node
 from pi_runtime.crypten_import import import_crypten
 from pi_runtime.crypten_material import Request, StockedProvider, install_provider, planning
 from pi_runtime.crypten_meter import Meter, Reading
@@ -117,11 +117,10 @@ class Party:
         last[self.graph.output] = len(self.graph.nodes)
         with crypten.no_grad():
             for position, node in enumerate(self.graph.nodes):
-                names = list(dict.fromkeys(node.inputs))
-                wires[node.output] = self.model._modules[node.output](*(wires[name] for name in names))
-                for name in names:
-                    if last[name] == position:
-                        del wires[name]
+                wires[node.output] = run_node(self.model, node, wires)
+                for wire in set(node.inputs):
+                    if last[wire] == position:
+                        del wires[wire]
                 yield node.output, wires[node.output]
 
     def _mark(self) -> dict[str, Any]:

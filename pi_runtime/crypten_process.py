@@ -13,14 +13,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from pi_runtime import errors
 from pi_runtime.crypten_control import Array, Control
 from pi_runtime.errors import BackendError
 
-# How long a dying process may take until its end is noticed, once a peer has complained about it.
+# How long a dying process may take until its end is noticed, and one that was told to end until it is killed.
 _GRACE_S = 1.0
 
 
@@ -68,15 +68,24 @@ class Process:
         how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
         return f"the {self.role} process {how}: {lines[-1] if lines else 'it left no message'}"
 
-    def close(self) -> None:
-        """Ends the process and waits until it is gone."""
-        self.control.close()
+    def close(self, wait_s: float) -> None:
+        """Waits until the process is gone, whose control socket was closed; kills it after ``wait_s`` seconds."""
         try:
-            self._popen.wait(_GRACE_S)
+            self._popen.wait(wait_s)
         except subprocess.TimeoutExpired:
             self._popen.kill()
             self._popen.wait()
         self._stderr.close()
+
+
+def close_all(processes: Iterable[Process]) -> None:
+    """Ends processes and waits until they are gone; safe to call twice."""
+    ending = list(processes)
+    for process in ending:
+        process.control.close()
+    deadline = time.monotonic() + _GRACE_S
+    for process in ending:
+        process.close(max(0.0, deadline - time.monotonic()))
 
 
 def ask(
