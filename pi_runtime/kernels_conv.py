@@ -36,44 +36,32 @@ def digit_word(low: Any, high: Any, digit: int) -> Any:
 
 @inlined
 def add_products(
-    rows: Any,
-    row_start: int,
-    weight_digit: int,
-    group_words: int,
-    panel: Any,
-    quads: int,
-    words: int,
-    buffer: Any,
-    tile: Any,
+    rows: Any, row_start: int, weight_digit: int, group_words: int, panel: Any, quads: int, words: int, tile: Any
 ) -> None:
-    """Add one row group's products with one weight digit to `tile` int64 [4 rows, 4 * quads positions]."""
+    """Add one row group's products with one weight digit to `tile`, flat int64 [4 rows, quads, 4 positions]."""
     steps = words // STEP_WORDS
+    stride = 4 * quads
     for vector in range(2 * quads if weight_digit < 2 else quads):
-        exact = vector < quads and weight_digit < 2
+        upper = vector >= quads
         start = vector * words * LANES
-        if not exact:
-            wrapping_products(rows, row_start, panel, start, steps, buffer)
+        # Digit and quad of the two halves by comparison: a division takes as long as many products here.
+        column0 = 2 * (vector - quads if upper else vector)
+        column1 = column0 + 1
+        place0 = weight_digit + (1 if column0 >= quads else 0) + (2 if upper else 0)
+        place1 = weight_digit + (1 if column1 >= quads else 0) + (2 if upper else 0)
+        at0 = 4 * (column0 - quads if column0 >= quads else column0)
+        at1 = 4 * (column1 - quads if column1 >= quads else column1)
+        if place0 > 3:
+            continue
+        shift0, shift1 = 16 * place0, 16 * place1
+        if upper or weight_digit >= 2:
+            wrapping_products(rows, row_start, panel, start, steps, tile, stride, at0, shift0, at1, shift1)
         elif group_words == 4:
-            exact_products_4(rows, row_start, panel, start, steps, buffer)
+            exact_products_4(rows, row_start, panel, start, steps, tile, stride, at0, shift0, at1, shift1)
         elif group_words == 2:
-            exact_products_2(rows, row_start, panel, start, steps, buffer)
+            exact_products_2(rows, row_start, panel, start, steps, tile, stride, at0, shift0, at1, shift1)
         else:
-            exact_products_1(rows, row_start, panel, start, steps, buffer)
-        taken = np.int64(words if group_words == 1 else 0)
-        for half in range(2):
-            column = 2 * (vector % quads) + half
-            shift = 16 * (weight_digit + column // quads + (2 if vector >= quads else 0))
-            if shift > 48:
-                continue
-            position = 4 * (column % quads)
-            for row in range(ROWS):
-                for i in range(4):
-                    at = row * LANES + 4 * half + i
-                    value = np.int64(buffer[at])
-                    if exact:
-                        high = np.int64(buffer[ROWS * LANES + at]) << 16
-                        value = high + ((value - taken - high) & np.int64(0xFFFFFFFF)) + taken
-                    tile[row, position + i] += value << shift
+            exact_products_1(rows, row_start, panel, start, steps, tile, stride, at0, shift0, at1, shift1)
 
 
 @inlined
@@ -143,8 +131,7 @@ def direct_blocks(
     words = row_words // ROWS
     flat = weights.reshape(-1)
     panel = np.zeros(2 * quads * words * LANES, np.int32)
-    buffer = np.empty(2 * ROWS * LANES, np.int32)
-    tile = np.empty((ROWS, 4 * quads), np.int64)
+    tile = np.empty(ROWS * 4 * quads, np.int64)
     size = 4 * quads
     for block in range(first_block, last_block):
         fill_panel(padded, digit_size, term_offsets, position_offsets[block * size : (block + 1) * size], quads, panel)
@@ -153,7 +140,7 @@ def direct_blocks(
             tile[:] = 0
             for digit in range(digits):
                 start = (digit * weights.shape[1] + row) * row_words
-                add_products(flat, start, digit, group_words, panel, quads, words, buffer, tile)
+                add_products(flat, start, digit, group_words, panel, quads, words, tile)
             for r in range(min(ROWS, output.shape[0] - ROWS * row)):
                 for i in range(count):
-                    output[ROWS * row + r, block * size + i] = tile[r, i]
+                    output[ROWS * row + r, block * size + i] = tile[r * size + i]

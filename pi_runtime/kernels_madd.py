@@ -9,6 +9,9 @@ wrap (`wrapping_products`). Where the exact sum is needed (`exact_products`), gr
 bits are summed to V, with two accumulators: total += V, which wraps, and high += V >> 16, which does not. The sum is
 then 2^16 * high + ((total - 2^16 * high) mod 2^32), because the part of each V below 2^16 adds up to less than 2^32.
 
+The sums are then shifted to their place and added to 64-bit results. The first and the last four columns may belong to
+different places: either half has its own shift and its own start in the results.
+
 A word is two 16-bit digits, of the indices 2k (low half) and 2k+1, in an int32. A step is 8 indices, so four words.
 Rows: int32 words [steps][4 rows][4 words]. Columns: int32 words [steps][4 words][8 columns].
 """
@@ -29,6 +32,7 @@ STEP_TERMS = 2 * STEP_WORDS
 _I32 = ir.IntType(32)
 _I64 = ir.IntType(64)
 _VECTOR = ir.VectorType(_I32, LANES)
+_RESULTS = ir.VectorType(_I64, LANES // 2)
 _HALVES = ir.VectorType(ir.IntType(16), 2 * LANES)
 _WIDE = ir.VectorType(_I32, 2 * LANES)
 _EVEN = ir.Constant(_VECTOR, [2 * lane for lane in range(LANES)])
@@ -41,6 +45,22 @@ _variable: Any = cgutils.alloca_once_value
 def _splat(builder: Any, value: Any) -> Any:
     vector = builder.insert_element(ir.Constant(_VECTOR, ir.Undefined), value, ir.Constant(_I32, 0))
     return builder.shuffle_vector(vector, ir.Constant(_VECTOR, ir.Undefined), ir.Constant(_VECTOR, [0] * LANES))
+
+
+def _wide_splat(builder: Any, value: Any) -> Any:
+    vector = builder.insert_element(ir.Constant(_RESULTS, ir.Undefined), value, ir.Constant(_I32, 0))
+    zeros = ir.Constant(ir.VectorType(_I32, LANES // 2), [0] * (LANES // 2))
+    return builder.shuffle_vector(vector, ir.Constant(_RESULTS, ir.Undefined), zeros)
+
+
+def _wide_constant(value: int) -> Any:
+    return ir.Constant(_RESULTS, [value] * (LANES // 2))
+
+
+def _half(builder: Any, vector: Any, half: int) -> Any:
+    """Four of the eight lanes, widened to 64 bits."""
+    lanes = ir.Constant(ir.VectorType(_I32, LANES // 2), list(range(LANES // 2 * half, LANES // 2 * (half + 1))))
+    return builder.sext(builder.shuffle_vector(vector, ir.Constant(_VECTOR, ir.Undefined), lanes), _RESULTS)
 
 
 def _pair_products(builder: Any, row: Any, columns: Any) -> Any:
@@ -62,9 +82,21 @@ def _products(group_words: int | None) -> Callable[..., Any]:
     """
 
     def products(
-        _context: Any, rows: Any, row_start: Any, columns: Any, column_start: Any, steps: Any, output: Any
+        _context: Any,
+        rows: Any,
+        row_start: Any,
+        columns: Any,
+        column_start: Any,
+        steps: Any,
+        results: Any,
+        stride: Any,
+        start0: Any,
+        shift0: Any,
+        start1: Any,
+        shift1: Any,
     ) -> tuple[Any, Callable[..., Any]]:
-        signature = types.void(rows, types.int64, columns, types.int64, types.int64, output)
+        integers = [types.int64] * 5
+        signature = types.void(rows, types.int64, columns, types.int64, types.int64, results, *integers)
 
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             def pointer(argument: int, start: Any) -> Any:
@@ -100,9 +132,22 @@ def _products(group_words: int | None) -> Callable[..., Any]:
                                 group = builder.add(group, ir.Constant(_VECTOR, [-1] * LANES))
                             accumulate(highs[row], builder.ashr(group, ir.Constant(_VECTOR, [16] * LANES)))
                             group = None
-            result = pointer(5, ir.Constant(_I64, 0))
-            for place, slot in enumerate(totals + highs):
-                builder.store(builder.load(slot), at(result, LANES * place, _VECTOR), align=4)
+            taken = builder.mul(arguments[4], ir.Constant(_I64, STEP_WORDS if group_words == 1 else 0))
+            for row in range(ROWS):
+                for half in range(2):
+                    value = _half(builder, builder.load(totals[row]), half)
+                    if group_words:
+                        high = builder.shl(_half(builder, builder.load(highs[row]), half), _wide_constant(16))
+                        away = _wide_splat(builder, taken)
+                        low = builder.sub(builder.sub(value, away), high)
+                        low = builder.and_(low, _wide_constant(0xFFFFFFFF))
+                        value = builder.add(builder.add(high, low), away)
+                    # By halves, because a shift by all 64 bits at once is undefined.
+                    shift = _wide_splat(builder, builder.lshr(arguments[8 + 2 * half], ir.Constant(_I64, 1)))
+                    value = builder.shl(builder.shl(value, shift), shift)
+                    start = builder.add(arguments[7 + 2 * half], builder.mul(arguments[6], ir.Constant(_I64, row)))
+                    target = builder.bitcast(pointer(5, start), ir.PointerType(_RESULTS))
+                    builder.store(builder.add(builder.load(target, align=8), value), target, align=8)
             return context.get_dummy_value()
 
         return signature, generate
@@ -111,10 +156,11 @@ def _products(group_words: int | None) -> Callable[..., Any]:
 
 
 wrapping_products = _products(None)
-"""(rows, row_start, columns, column_start, steps, output): totals mod 2^32, to output int32 [4 rows, 8 columns]."""
+"""(rows, row_start, columns, column_start, steps, results, stride, start0, shift0, start1, shift1): add products
+mod 2^32, shifted, to flat `results` int64 at start + stride * row, four columns each. Shifts are even, 0 to 64."""
 exact_products_4 = _products(4)
-"""The same with exact sums, rows' digits below 2^13 in size; output int32 [totals or highs, 4 rows, 8 columns]."""
+"""The same with exact sums, rows' digits below 2^13 in size."""
 exact_products_2 = _products(2)
-"""The same for digits of rows below 2^14 in size."""
+"""The same with exact sums, rows' digits below 2^14 in size."""
 exact_products_1 = _products(1)
-"""The same for any digits; `high` is made of (V - 1) >> 16."""
+"""The same with exact sums of any digits."""

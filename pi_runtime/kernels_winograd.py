@@ -115,14 +115,17 @@ def winograd_blocks(
     flat = weights.reshape(-1)
     size = 4 * quads
     panels = np.zeros((places, 2 * quads * words * LANES), np.int32)
-    products = np.empty((places, ROWS, size), np.int64)
-    buffer = np.empty(2 * ROWS * LANES, np.int32)
+    products = np.empty((last_row - first_row, places, ROWS * size), np.int64)
     for block in range(first_block, last_block):
         fill_panels(images, corners[block * size : (block + 1) * size], width, quads, panels)
-        for row in range(first_row, last_row):
-            products[:] = 0
-            for place in range(places):
+        products[:] = 0
+        for place in range(places):
+            panel = panels[place]
+            for row in range(first_row, last_row):
+                tile = products[row - first_row, place]
                 for digit in range(digits):
                     start = ((place * digits + digit) * row_groups + row) * row_words
-                    add_products(flat, start, digit, group_words, panels[place], quads, words, buffer, products[place])
-            store_tiles(products, row, block * size, tiles_high, tiles_wide, output)
+                    add_products(flat, start, digit, group_words, panel, quads, words, tile)
+        for row in range(first_row, last_row):
+            tiles = products[row - first_row].reshape(places, ROWS, size)
+            store_tiles(tiles, row, block * size, tiles_high, tiles_wide, output)

@@ -4,8 +4,9 @@ Weights and elements are cut into balanced 16-bit digits. Products of digits tha
 rest only those at 2^0 and 2^16 need exact sums, the others may wrap at 32 bits (`kernels_madd`). Weights of up to 16
 bits are one digit, which makes four products an element; weights uniform mod 2^64, as offline, make twelve.
 
-A 3x3 convolution at stride 1 whose weights are all multiples of 4 runs as Winograd's F(2x2, 3x3), at 1/2.25 of the
-products and with the same exact result. Quantise such layers with two fraction bits more and the last two bits zero.
+A 3x3 convolution at stride 1, of eight channels or more, whose weights are all multiples of 4 runs as Winograd's F(2x2,
+3x3): 1/2.25 of the products, the same exact result. So quantise such a layer's weights to multiples of 4 with two more
+fraction bits than wanted, and truncate by those two bits more.
 
 Legend: B batch, C input channels, O output channels, H, W input size, H', W' output size.
 """
@@ -92,7 +93,8 @@ def pack_weights(
     outputs, channels, height, width = weights.shape
     values = weights.astype(np.int64).reshape(groups, 1, outputs // groups, channels, height * width)
     digits = _digits(values)
-    if (height, width) == (3, 3) and stride == (1, 1) and not np.any(values & 3):
+    # Below eight channels the terms are mostly padding, and transforming the input costs more than the products.
+    if (height, width) == (3, 3) and stride == (1, 1) and channels >= STEP_TERMS and not np.any(values & 3):
         patches = _winograd_weights(values >> 2)
         patch_digits = _digits(patches)
         if len(patch_digits) <= len(digits):

@@ -56,7 +56,7 @@ def test_winograd_of_any_size_equals_torch_int64(data: st.DataObject) -> None:
     groups = draw(st.integers(1, 2))
     pads = draw(st.tuples(*(st.integers(0, 2) for _ in range(4))))
     batch, inputs, outputs, height, width = (
-        draw(st.integers(low, high)) for low, high in ((1, 3), (1, 9), (1, 9), (3, 11), (3, 11))
+        draw(st.integers(low, high)) for low, high in ((1, 3), (8, 17), (1, 9), (3, 11), (3, 11))
     )
     limit = draw(st.sampled_from([200, 2**12, 2**31, 2**61 - 1]))
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
@@ -117,11 +117,12 @@ def test_linear_equals_python_integers() -> None:
 
 
 def test_winograd_is_chosen_only_where_it_is_exact_and_cheaper() -> None:
-    fours = np.full((4, 4, 3, 3), 4, np.int64)
+    fours = np.full((4, 8, 3, 3), 4, np.int64)
     assert pack_weights(fours).winograd
     assert not pack_weights(fours, stride=(2, 2)).winograd
     assert not pack_weights(fours + 2).winograd
     assert not pack_weights(fours[..., :2]).winograd
+    assert not pack_weights(fours[:, :7]).winograd
     assert not pack_weights(fours * 8000).winograd  # one digit directly, two after the transform
 
 
