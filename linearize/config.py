@@ -96,19 +96,19 @@ class SnlConfig(Section):
     reference_budget: int | None = Field(
         None, ge=1, description="ReLUs of the reference network; unset: 1.5 times relu_budget"
     )
-    max_epochs: int = Field(12, ge=1, description="most passes over the training images in the mask phase")
+    max_epochs: int = Field(8, ge=1, description="most passes over the training images in the mask phase")
     batch_size: int = Field(64, ge=2, description="images per gradient step of the mask phase")
     lr: float = Field(0.001, gt=0, description="Adam's learning rate for the weights")
-    mask_lr: float = Field(0.02, gt=0, description="Adam's learning rate for the real-valued masks")
-    l1_weight: float = Field(1e-4, gt=0, description="penalty on the sum of the masks, at the start")
+    mask_lr: float = Field(0.04, gt=0, description="Adam's learning rate for the real-valued masks")
+    l1_weight: float = Field(1e-3, gt=0, description="penalty on the sum of the masks, at the start")
     growth: float = Field(1.5, ge=1, description="factor on l1_weight after an epoch without a new lowest count")
     patience: int = Field(1, ge=0, description="epochs before l1_weight may grow")
     threshold: float = Field(0.01, ge=0, lt=1, description="masks above this count as kept ReLUs")
     kd_weight: float = Field(1.0, ge=0, description="weight of the distillation loss beside cross-entropy")
     kd_temperature: float = Field(4.0, gt=0, description="softmax temperature of distillation")
-    augment: bool = Field(False, description="augment here too; without it the teacher's logits are computed only once")
+    augment: bool = Field(True, description="augment here too; without it the teacher's logits are computed only once")
     finetune: DistillConfig = Field(
-        DistillConfig(epochs=2, batch_size=64, lr=0.01, augment=False),
+        DistillConfig(epochs=1, batch_size=64, lr=0.01),
         description="training of the reference network after its masks were made binary",
     )
 
@@ -117,7 +117,7 @@ class BcdConfig(Section):
     """Block coordinate descent (arXiv 2511.11781)."""
 
     drc: int = Field(500, ge=1, description="delta ReLU count: ReLUs removed per step")
-    rt: int = Field(5, ge=1, description="random tries: most candidate blocks scored per step")
+    rt: int = Field(4, ge=1, description="random tries: most candidate blocks scored per step")
     adt: float = Field(
         0.3, gt=0, le=100, description="accuracy degradation tolerance: points of training accuracy a block may cost"
     )
@@ -126,7 +126,7 @@ class BcdConfig(Section):
         "on_rejection", description="finetune after steps in which no try met adt, or after every step"
     )
     finetune: DistillConfig = Field(
-        DistillConfig(epochs=1, batch_size=64, lr=0.01, augment=False), description="training within a step"
+        DistillConfig(epochs=1, batch_size=64, lr=0.01), description="training within a step"
     )
 
 

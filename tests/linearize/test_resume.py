@@ -17,7 +17,7 @@ from linearize.files import load_tensors
 SCRIPT = Path(__file__).with_name("tiny_run.py")
 OVERRIDES = {
     "network.width": 4,
-    "relu_budget": 700,
+    "relu_budget": 900,
     "threads": 1,
     "device": "cpu",
     "data.limit": 100,
@@ -26,13 +26,14 @@ OVERRIDES = {
     "baseline.batch_size": 25,
     "snl.reference_budget": 1200,
     "snl.max_epochs": 4,
+    "snl.l1_weight": 0.01,
     "snl.mask_lr": 0.1,
     "snl.batch_size": 25,
     "snl.finetune.epochs": 2,
     "snl.finetune.batch_size": 25,
-    "bcd.drc": 120,
+    "bcd.drc": 130,
     "bcd.rt": 2,
-    "bcd.adt": 1.5,
+    "bcd.adt": 8.0,
     "bcd.finetune.epochs": 2,
     "bcd.finetune.batch_size": 25,
     "finetune.epochs": 2,
@@ -74,8 +75,8 @@ def assert_same_result(root: Path, expected: Path) -> None:
 def test_the_tiny_run_takes_every_path(undisturbed: Path) -> None:
     log = log_of(undisturbed)
     assert {record["finetuned"] for record in log} == {True, False}
-    assert log[-1]["relu_count"] == 700
-    assert log[-1]["block"] < 120, "the last block was shortened"
+    assert log[-1]["relu_count"] == 900
+    assert log[-1]["block"] < 130, "the last block was shortened"
 
 
 def test_killed_in_the_middle_of_every_write_of_every_stage(undisturbed: Path, tmp_path: Path) -> None:

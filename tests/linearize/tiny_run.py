@@ -7,6 +7,7 @@ write number SURVIVE + 1, half of the bytes written, and is started again the sa
 the files at which it was killed as a JSON list.
 """
 
+import importlib
 import json
 import os
 import signal
@@ -73,6 +74,7 @@ if __name__ == "__main__":
     if len(sys.argv) == 3:
         run(root, overrides)
     else:
-        # Imports what every forked process needs, once.
+        # What every forked process would import anew.
+        importlib.import_module("torch._dynamo")
         load_dataset(load_config(None, overrides).data, Reporter(quiet=True))
         print(json.dumps(run_until_done(root, overrides, int(sys.argv[3]))))
