@@ -4,8 +4,9 @@ Masks become real numbers that are trained with the weights under an L1 penalty 
 threshold; those stay, as binary masks, and the network is finetuned with distillation.
 
 Departures from the authors' program: the count is checked after every gradient step, not every epoch, so that a short
-run cannot overshoot by an epoch; masks have a learning rate of their own; of a count that fell below the reference
-budget all the same, the largest masks are kept so that the budget is met.
+run cannot overshoot by an epoch; masks have a learning rate of their own; they are kept from going below zero, around
+which a large learning rate would have them swing, and the count be a matter of chance; of a count that fell below the
+reference budget all the same, the largest masks are kept so that the budget is met.
 """
 
 from typing import Any
@@ -58,8 +59,14 @@ def _mask_phase(
     def count() -> int:
         return int(sum((mask.detach() > settings.threshold).sum() for mask in masks))
 
+    @torch.no_grad()
+    def project_and_check(step: int) -> bool:
+        for mask in masks:
+            mask.clamp_(min=0)
+        return count() <= reference_budget
+
     def loss(logits: Tensor, batch: Batch) -> Tensor:
-        penalty = torch.stack([mask.abs().sum() for mask in masks]).sum()
+        penalty = torch.stack([mask.sum() for mask in masks]).sum()
         return imitate(logits, batch) + l1_weight * penalty
 
     with context.reporter.task("snl masks", settings.max_epochs) as task:
@@ -69,7 +76,7 @@ def _mask_phase(
                 break
             rng = generator(context.seed, "snl", epoch)
             batches = training_batches(context.data, settings.batch_size, settings.augment, rng)
-            result = train_epoch(model, optimizer, batches, loss, after_step=lambda step: count() <= reference_budget)
+            result = train_epoch(model, optimizer, batches, loss, after_step=project_and_check)
             present = count()
             record = {"epoch": epoch, "loss": result.loss, "train_accuracy": result.train_accuracy}
             history.append({**record, "relu_count": present, "l1_weight": l1_weight})
