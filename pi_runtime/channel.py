@@ -127,10 +127,25 @@ class Channel:
         self._count_received(self._count(header.kind, NO_LAYER, tag), header.length, frames=1)
         return Control(header.kind, body)
 
+    def poll(self, within_s: float) -> bool:
+        """Whether bytes of the peer, or its end, are here or come in ``within_s``; takes nothing off the channel."""
+        try:
+            return self._decoder.buffered > 0 or self._transport.poll(within_s)
+        except OSError:
+            return True  # the next receive says what happened
+
     def recv_array(
-        self, kind: Kind, nbytes: int, *, layer: int = NO_LAYER, tag: str | None = None
+        self,
+        kind: Kind,
+        nbytes: int,
+        *,
+        layer: int = NO_LAYER,
+        within_s: float | None = None,
+        tag: str | None = None,
     ) -> npt.NDArray[np.uint8]:
         """Waits for one array message of exactly ``nbytes`` bytes; memory is taken once its first header is there.
+
+        The limit is ``within_s`` (default: read_s) and the time that the bytes may take.
 
         Raises: as :meth:`recv_control`.
         """
@@ -144,7 +159,7 @@ class Channel:
                 views.append(as_bytes(result))
             self._fill_all(views, length, deadline)
 
-        self._receive(kind, layer, nbytes, take, tag)
+        self._receive(kind, layer, nbytes, take, tag, within_s=within_s)
         return result
 
     def recv_into(
@@ -283,9 +298,10 @@ class Channel:
         tag: str | None,
         *,
         limit_each_frame: bool = False,
+        within_s: float | None = None,
     ) -> None:
         """Receives one array message; ``take`` moves the so many next bytes to their place before a deadline."""
-        limit_s = self.timeouts.read_s + nbytes / self.timeouts.min_rate_bytes_s
+        limit_s = (self.timeouts.read_s if within_s is None else within_s) + nbytes / self.timeouts.min_rate_bytes_s
         deadline = time.monotonic() + limit_s
         self._doing = f"waiting for {kind.name}"
         left, frames = nbytes, 1

@@ -12,10 +12,10 @@ from pi_runtime.errors import ConfigError
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, mode: int = 0o644) -> Iterator[Path]:
     """Yields a temporary path in the directory of ``path``; when the block ends well it becomes ``path``.
 
-    A block that raises, or a process that dies, leaves ``path`` as it was.
+    mode: of the file, less the umask. A block that raises, or a process that dies, leaves ``path`` as it was.
 
     Raises:
         ConfigError: the directory cannot be made or written.
@@ -23,7 +23,7 @@ def replacing(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.touch(mode=0o644)
+        temporary.touch(mode=mode)
     except OSError as error:
         raise ConfigError(f"cannot write {path}: {error.strerror}; choose a directory that is writable") from error
     try:
@@ -40,7 +40,7 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def write_text(path: Path, text: str) -> None:
+def write_text(path: Path, text: str, mode: int = 0o644) -> None:
     """Writes UTF-8 text to ``path``, whole or not at all."""
-    with replacing(path) as temporary:
+    with replacing(path, mode) as temporary:
         temporary.write_text(text, encoding="utf-8")

@@ -128,6 +128,9 @@ class ShapedTransport(Transport):
     def recv_into(self, view: memoryview, *, deadline: float) -> int:
         return self._inner.recv_into(view, deadline=deadline)
 
+    def poll(self, within_s: float) -> bool:
+        return self._inner.poll(within_s)
+
     def close(self) -> None:
         """Ends the pipe once what was sent has arrived, or after a few seconds."""
         with self._changed:

@@ -237,6 +237,15 @@ class BundleStore:
             self._erase(bundle_id)
         return bundle
 
+    def count_ready(self, *, model_id: str, graph_hash: str, batch: int) -> int:
+        """How many bundles of this kind are ready, held ones included."""
+        with self._told(), self._lock:
+            row = self._database.execute(
+                "SELECT count(*) FROM bundles WHERE state = 'ready' AND model_id = ? AND graph_hash = ? AND batch = ?",
+                (model_id, graph_hash, batch),
+            ).fetchone()
+        return int(row[0])
+
     def counts(self) -> dict[str, int]:
         """How many bundles there are in each state."""
         with self._told(), self._lock:

@@ -191,6 +191,9 @@ class TlsTransport(Transport):
             filled += count
         return filled
 
+    def poll(self, within_s: float) -> bool:
+        return bool(self._tls.pending() or self._incoming.pending) or self._inner.poll(within_s)
+
     def close(self) -> None:
         self._inner.close()
 

@@ -7,6 +7,7 @@ One thread uses a transport at a time, save for ``close``.
 
 from __future__ import annotations
 
+import select
 import socket
 import threading
 import time
@@ -61,6 +62,10 @@ class Transport(ABC):
         """Waits, then puts at least one and at most ``len(view)`` into ``view``; returns how many, 0 at the end."""
 
     @abstractmethod
+    def poll(self, within_s: float) -> bool:
+        """Whether :meth:`recv_into` would have bytes, or the end, within ``within_s`` seconds; takes nothing."""
+
+    @abstractmethod
     def close(self) -> None:
         """Ends the pipe; safe to call twice, and from another thread to wake one that waits here."""
 
@@ -100,6 +105,13 @@ class SocketTransport(Transport):
         self._socket.settimeout(time_left(deadline))
         return self._socket.recv_into(view)
 
+    def poll(self, within_s: float) -> bool:
+        if self._socket.fileno() < 0:
+            return True
+        poller = select.poll()
+        poller.register(self._socket, select.POLLIN)
+        return bool(poller.poll(within_s * 1e3))
+
     def close(self) -> None:
         with suppress(OSError):  # it may be gone already
             self._socket.shutdown(socket.SHUT_RDWR)  # wakes a thread that waits for bytes
@@ -134,6 +146,10 @@ class _Pipe:
                 self._pieces.appendleft(piece[count:])
             return count
 
+    def poll(self, within_s: float) -> bool:
+        with self._changed:
+            return self._changed.wait_for(lambda: bool(self._pieces) or self._closed, within_s)
+
     def close(self) -> None:
         with self._changed:
             self._closed = True
@@ -153,6 +169,9 @@ class MemoryTransport(Transport):
 
     def recv_into(self, view: memoryview, *, deadline: float) -> int:
         return self._incoming.read_into(view, deadline)
+
+    def poll(self, within_s: float) -> bool:
+        return self._incoming.poll(within_s)
 
     def close(self) -> None:
         self._incoming.close()

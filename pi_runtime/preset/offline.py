@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 
 from pi_runtime.preset.bundle import gate_part, layout_of
-from pi_runtime.preset.linear_ops import Weights, broadcast_bias, multiply, weight_shape
+from pi_runtime.preset.linear_ops import Weight, Weights, broadcast_bias, multiply, weight_shape
 from pi_runtime.preset.program import Program, Step
 from pi_runtime.preset.shares import BundlePads, kept_elements, walk_client_shares
 from pi_runtime.prg import Label, Seed, Stream
@@ -27,6 +27,8 @@ from pi_runtime.relu_gate import gate_deal
 from pi_runtime.ring import I64
 
 Pad = Mapping[str, I64]
+PackedPad = Mapping[str, Weight]
+"""A pad of the weights, by the name of the step; packed where it serves many bundles."""
 
 
 class Delivery(NamedTuple):
@@ -38,7 +40,7 @@ class Delivery(NamedTuple):
 
 def expand_weight_pads(program: Program, seed: Seed, graph_hash: bytes, model_id: bytes) -> dict[str, I64]:
     """D_l of every linear step: uniform int64 in the shape of its weight, from the seed of the model."""
-    return {step.name: _weight_pad(step, seed, graph_hash, model_id) for step in program.linear_steps}
+    return {step.name: expand_weight_pad(step, seed, graph_hash, model_id) for step in program.linear_steps}
 
 
 def dealer_pads(program: Program, weights: Weights, client_pads: Pad) -> dict[str, I64]:
@@ -46,7 +48,9 @@ def dealer_pads(program: Program, weights: Weights, client_pads: Pad) -> dict[st
     return {step.name: weights[step.name][0] - client_pads[step.name] for step in program.linear_steps}
 
 
-def deal(program: Program, dealer_weight_pads: Pad, pads: BundlePads, dealer: Stream) -> Iterator[Delivery]:
+def deal(
+    program: Program, dealer_weight_pads: PackedPad, pads: BundlePads, dealer: Stream, threads: int = 1
+) -> Iterator[Delivery]:
     """The dealer's deliveries to the server, in the order of the steps.
 
     dealer: the dealer's own generator, which the client can never expand: it gives alpha and the opening masks.
@@ -54,7 +58,7 @@ def deal(program: Program, dealer_weight_pads: Pad, pads: BundlePads, dealer: St
     for walked in walk_client_shares(program, pads):
         step, share = walked.step, walked.shares_in[0]
         if step.kind == "linear":
-            part = multiply(step, dealer_weight_pads[step.name], share) - pads.linear_blind(step)
+            part = multiply(step, dealer_weight_pads[step.name], share, threads) - pads.linear_blind(step)
             yield Delivery(step, part.astype("<i8", copy=False).tobytes())
         elif step.kind == "gate":
             kept = kept_elements(step, share)
@@ -64,13 +68,15 @@ def deal(program: Program, dealer_weight_pads: Pad, pads: BundlePads, dealer: St
             yield Delivery(step, gate_part(step, materials))
 
 
-def client_deliveries(program: Program, client_weight_pads: Pad, pads: BundlePads) -> Iterator[Delivery]:
+def client_deliveries(
+    program: Program, client_weight_pads: PackedPad, pads: BundlePads, threads: int = 1
+) -> Iterator[Delivery]:
     """The client's deliveries to the server: b_l of each linear step in order."""
     for walked in walk_client_shares(program, pads):
         step = walked.step
         if step.kind == "linear":
             assert walked.pad is not None
-            product = multiply(step, client_weight_pads[step.name], walked.shares_in[0])
+            product = multiply(step, client_weight_pads[step.name], walked.shares_in[0], threads)
             part = product + pads.linear_blind(step) - walked.pad
             yield Delivery(step, part.astype("<i8", copy=False).tobytes())
 
@@ -81,7 +87,8 @@ def server_share(step: Step, weights: Weights, from_dealer: I64, from_client: I6
     return from_dealer + from_client + broadcast_bias(step, weights[step.name][1]) + rounding
 
 
-def _weight_pad(step: Step, seed: Seed, graph_hash: bytes, model_id: bytes) -> I64:
+def expand_weight_pad(step: Step, seed: Seed, graph_hash: bytes, model_id: bytes) -> I64:
+    """D_l of one linear step: uniform int64 in the shape of its weight, from the seed of the model."""
     label = Label(
         bundle_id=model_id, graph_hash=graph_hash, role="server", image=0, layer=step.name, purpose="weight pad"
     )

@@ -81,6 +81,7 @@ def run_server(
     material: ServerMaterial,
     masked_input: I64,
     exchange: Callable[[Step, bytes], Bytes],
+    watch: Callable[[Step], object] | None = None,
 ) -> bytes:
     """The server's online phase over one bundle.
 
@@ -88,6 +89,7 @@ def run_server(
         product: multiplies by the weights.
         masked_input: x - r_0, int64 [B, C, H, W].
         exchange: sends the opening of a gate layer and returns the client's answer, of ``opening_sizes`` bytes.
+        watch: called after each step.
 
     Returns:
         The payload of the logits' message.
@@ -112,6 +114,8 @@ def run_server(
         for wire in set(step.node.inputs):
             if program.last_use[wire] == step.index:
                 del wires[wire]
+        if watch is not None:
+            watch(step)
     return pack(wires[program.output], program.plan.logit_ring_bits).tobytes()
 
 

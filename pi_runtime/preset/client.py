@@ -1,0 +1,230 @@
+"""The client: holds the input and a seed a bundle, and alone learns the logits.
+
+One-time use (PROTOCOL.md, section 4): the server marks a bundle spent, durably, and answers OPENED; then the client
+marks it spent, durably; only then is the first masked byte sent. Whatever happens after OPEN was sent, the bundle is
+never tried again.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+
+from pi_runtime.channel import Channel, PeerRefusal
+from pi_runtime.endpoint import Endpoint
+from pi_runtime.errors import ConfigError, RemoteProtocolError
+from pi_runtime.messages import ErrorCode, Kind
+from pi_runtime.preset.ledger import Ledger
+from pi_runtime.preset.linear_ops import Weight, pack
+from pi_runtime.preset.model import ID_BYTES, PublicModel
+from pi_runtime.preset.offline import PackedPad, expand_weight_pad
+from pi_runtime.preset.online import ClientInference, logit_bytes, opening_sizes
+from pi_runtime.preset.provider import BundleProvider, DealerProvider
+from pi_runtime.preset.shares import BundlePads
+from pi_runtime.preset.warmup import warm_up
+from pi_runtime.prg import SEED_BYTES, Seed
+from pi_runtime.store import BundleStore, Lease
+
+
+class PresetClient:
+    """One client of one server; a context manager. Use it from one thread.
+
+    store: where the seeds of its bundles are. threads: CPU threads of the offline linear layers.
+    """
+
+    def __init__(
+        self, endpoint: Endpoint, *, server: str, dealer: str, store: BundleStore, threads: int = 1
+    ) -> None:
+        self.ledger = Ledger()
+        self._endpoint = endpoint
+        self._server = server
+        self._store = store
+        self._channel: Channel | None = None
+        self._model: PublicModel | None = None
+        self._weight_pads: dict[str, Weight] = {}
+        self._reserved: ClientInference | None = None
+        self._reserved_batch = 0
+        self._provider: BundleProvider = DealerProvider(
+            endpoint, dealer, self.load_weight_pads, ledger=self.ledger, threads=threads
+        )
+
+    @property
+    def model(self) -> PublicModel:
+        """The server's model; connects to learn it."""
+        self._connected()
+        assert self._model is not None
+        return self._model
+
+    def load_weight_pads(self) -> PackedPad:
+        """D of the model, which bundles are made with: fetched as a seed and expanded at the first call."""
+        model = self.model
+        if not self._weight_pads:
+            channel = self._connected()
+            channel.send_control(Kind.GET_SEED)
+            seed = Seed(channel.recv_array(Kind.WEIGHT_SEED, SEED_BYTES).tobytes())
+            names = bytes.fromhex(model.graph_hash), bytes.fromhex(model.model_id)
+            self._weight_pads = {
+                step.name: pack(step, expand_weight_pad(step, seed, *names)) for step in model.program.linear_steps
+            }
+        return self._weight_pads
+
+    def prepare(self, batch: int, count: int = 1, progress: Callable[[int], object] | None = None) -> None:
+        """Makes ``count`` bundles for ``batch`` images each, into both stores.
+
+        progress: told how many are done.
+
+        Raises:
+            RemoteProtocolError: a peer went away, refused or broke the protocol.
+        """
+        self._release()
+        for done in range(count):
+            self._prepare_one(batch)
+            if progress is not None:
+                progress(done + 1)
+
+    def ready(self, batch: int) -> int:
+        """How many unspent bundles of this model and batch are in the client's store."""
+        model = self.model
+        return self._store.count_ready(model_id=model.model_id, graph_hash=model.graph_hash, batch=batch)
+
+    def reserve(self, batch: int) -> None:
+        """Opens the next unspent bundle for ``batch`` images, made now if there is none; both sides have spent it.
+
+        Everything that does not depend on the input is done here: :meth:`infer` then costs the online phase alone.
+        """
+        if self._reserved is not None and self._reserved_batch == batch and self._is_alive():
+            return
+        self._release()
+        while self._reserved is None:
+            lease = self._store.next_ready(
+                model_id=self.model.model_id, graph_hash=self.model.graph_hash, batch=batch
+            )
+            if lease is None:
+                self._prepare_one(batch)
+                continue
+            with lease:
+                self._open(lease)
+        self._reserved_batch = batch
+
+    def infer(self, images: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
+        """Logits [B, classes] of ``images`` [B, C, H, W], normalised; uses up one bundle.
+
+        Raises:
+            ConfigError: images of another shape than the network's.
+            RemoteProtocolError: the server went away, refused or broke the protocol; the bundle is lost.
+        """
+        program = self.model.program
+        if images.ndim != 4 or images.shape[1:] != program.input_shape or not len(images):
+            raise ConfigError(f"images must be [B, {', '.join(map(str, program.input_shape))}], got {images.shape}")
+        batch = len(images)
+        self.reserve(batch)
+        inference, channel = self._reserved, self._channel
+        self._reserved = None
+        assert inference is not None
+        assert channel is not None
+        try:
+            channel.send_array(Kind.INPUT, inference.mask_input(images))
+            for step in program.gate_steps:
+                opening = channel.recv_array(
+                    Kind.SERVER_OPEN, opening_sizes(step, batch).opening, layer=step.index
+                )
+                channel.send_array(Kind.CLIENT_ANSWER, inference.answer(step, opening.data), layer=step.index)
+            return inference.logits(channel.recv_array(Kind.LOGITS, logit_bytes(program, batch)).data)
+        except BaseException:
+            self._disconnect()
+            raise
+
+    def close(self) -> None:
+        """Ends the connections; a reserved bundle is lost. Safe to call twice."""
+        self._provider.close()
+        self._disconnect()
+
+    def __enter__(self) -> PresetClient:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    # The inside
+
+    def _prepare_one(self, batch: int) -> None:
+        model, channel = self.model, self._connected()
+        bundle_id, seed = secrets.token_hex(ID_BYTES), Seed.fresh()
+        pads = BundlePads(seed, bytes.fromhex(bundle_id), bytes.fromhex(model.graph_hash), batch)
+        owner = self._endpoint.identity.name
+        with self._store.adding(bundle_id, batch=batch, owner=owner, **self._names(model)) as file:
+            file.write(seed.reveal())
+            try:
+                self._provider.make(channel, model, pads)
+            except BaseException:
+                self._disconnect()
+                raise
+
+    def _open(self, lease: Lease) -> None:
+        """Opens a bundle on both sides; where the server does not have it, the client's copy is spent and that is all."""
+        bundle, model, channel = lease.bundle, self.model, self._connected()
+        seed = Seed(lease.map()[:SEED_BYTES])
+        try:
+            channel.send_control(Kind.OPEN, bundle_id=bundle.bundle_id, batch=bundle.batch, **model.fields)
+            answer = channel.recv_control(Kind.OPENED)
+            if answer.body["bundle_id"] != bundle.bundle_id:
+                raise RemoteProtocolError("the server opened another bundle than it was asked for")
+        except BaseException as error:
+            self._store.spend(bundle.bundle_id)
+            self._disconnect()
+            if isinstance(error, PeerRefusal) and error.code is ErrorCode.BUNDLE:
+                return
+            raise
+        self._store.spend(bundle.bundle_id)
+        pads = BundlePads(seed, bytes.fromhex(bundle.bundle_id), bytes.fromhex(model.graph_hash), bundle.batch)
+        self._reserved = ClientInference(model.program, pads)
+
+    def _release(self) -> None:
+        """Lets go of a reserved bundle, which ends its connection."""
+        if self._reserved is not None:
+            self._reserved = None
+            self._disconnect()
+
+    def _connected(self) -> Channel:
+        """The connection, with nothing under way on it; a new one where the old one has ended."""
+        if self._channel is not None and self._channel.poll(0.0):
+            self._disconnect()
+        if self._channel is None:
+            channel = self._endpoint.connect(self._server, "server")
+            self.ledger.open(channel)
+            self._channel = channel
+            try:
+                self._learn_model(channel)
+            except BaseException:
+                self._disconnect()
+                raise
+        return self._channel
+
+    def _learn_model(self, channel: Channel) -> None:
+        channel.send_control(Kind.GET_MODEL)
+        body = channel.recv_control(Kind.MODEL).body
+        known = self._model
+        if known is not None and known.fields == {name: body[name] for name in known.fields}:
+            return
+        channel.send_control(Kind.GET_GRAPH)
+        text = channel.recv_array(Kind.GRAPH, int(body["graph_bytes"])).tobytes()
+        self._model = PublicModel.received(str(body["model_id"]), str(body["graph_hash"]), text)
+        self._weight_pads = {}
+        warm_up(self._model.program)
+
+    def _is_alive(self) -> bool:
+        return self._channel is not None and not self._channel.poll(0.0)
+
+    def _disconnect(self) -> None:
+        channel, self._channel = self._channel, None
+        self._reserved = None
+        if channel is not None:
+            channel.bye()
+            self.ledger.close(channel)
+
+    @staticmethod
+    def _names(model: PublicModel) -> dict[str, str]:
+        return {"model_id": model.model_id, "graph_hash": model.graph_hash}

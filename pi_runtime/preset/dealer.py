@@ -1,0 +1,201 @@
+"""The dealer: knows the public graph, keeps A of each model it was set up for, and deals bundles.
+
+A = W - D is uniform to the dealer, which never sees D. A is held in memory alone: a restarted dealer is set up again by
+the server. A bundle's seed, alpha and opening masks are forgotten once the bundle is delivered. The dealer must see no
+message between client and server: with a recording of that link its state gives weights and inputs.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from math import prod
+
+from pi_runtime.channel import Channel, Control
+from pi_runtime.endpoint import Endpoint
+from pi_runtime.errors import RemoteProtocolError
+from pi_runtime.graph import Graph
+from pi_runtime.messages import Body, ErrorCode, Kind
+from pi_runtime.preset.bundle import BundleLayout
+from pi_runtime.preset.ledger import Ledger
+from pi_runtime.preset.linear_ops import Weight, pack, weight_shape
+from pi_runtime.preset.offline import deal
+from pi_runtime.preset.program import compile_program
+from pi_runtime.preset.service import RefusedRequest, Service, Visit, log
+from pi_runtime.preset.shares import BundlePads
+from pi_runtime.preset.warmup import warm_up
+from pi_runtime.prg import SEED_BYTES, Seed, Stream
+
+DEFAULT_MAX_PEERS = 32
+_LINK_CHECK_S = 1.0
+_RETRY_S = 0.05
+
+
+@dataclass(eq=False)
+class _Link:
+    """The connection to a server that is set up; ``lock`` is held by whoever uses the channel."""
+
+    channel: Channel
+    model_id: str
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+
+@dataclass(frozen=True, eq=False)
+class _Model:
+    """A of one model, packed, and the name of the server that it belongs to."""
+
+    server: str
+    pads: Mapping[str, Weight] = field(repr=False)
+
+
+class Dealer:
+    """Deals bundles for one public graph; a server sets it up, clients ask.
+
+    threads: CPU threads of the linear layers.
+    """
+
+    def __init__(
+        self, graph: Graph, endpoint: Endpoint, *, listen: str, threads: int = 1, max_peers: int = DEFAULT_MAX_PEERS
+    ) -> None:
+        """Listens at once.
+
+        Raises:
+            PiError: the graph or the address cannot be used.
+        """
+        self._graph_hash = graph.public_hash
+        self._program = compile_program(graph.public())
+        warm_up(self._program)
+        self._threads = threads
+        self._connect_s = endpoint.timeouts.connect_s
+        self._lock = threading.Condition()
+        self._models: dict[str, _Model] = {}
+        self._links: dict[str, _Link] = {}
+        self.ledger = Ledger()
+        self._service = Service(
+            endpoint, listen, ("client", "server"), self._serve, ledger=self.ledger, max_connections=max_peers
+        )
+        self.address = self._service.address
+
+    def run(self) -> None:
+        """Serves until :meth:`stop`."""
+        self._service.run()
+
+    def stop(self) -> None:
+        """Makes :meth:`run` return; may be called from a signal handler."""
+        self._service.stop()
+
+    def wait_idle(self, within_s: float) -> bool:
+        """Waits until nothing is under way with any peer, so that the ledger is exact."""
+        return self._service.wait_idle(within_s)
+
+    def close(self) -> None:
+        """Ends all connections; safe to call twice."""
+        self._service.close()
+
+    def _serve(self, visit: Visit) -> None:
+        if visit.channel.peer.role == "server":
+            self._serve_server(visit)
+        else:
+            while (request := visit.next_request(Kind.DEAL)) is not None:
+                self._deal(visit, request.body)
+
+    # A server
+
+    def _serve_server(self, visit: Visit) -> None:
+        request = visit.next_request(Kind.SETUP)
+        if request is None:
+            return
+        model_id = self._set_up(visit, request)
+        link = _Link(visit.channel, model_id)
+        with self._lock:
+            self._links[model_id] = link
+            self._lock.notify_all()
+        try:
+            self._watch(visit, link)
+        finally:
+            with self._lock:
+                if self._links.get(model_id) is link:
+                    del self._links[model_id]
+
+    def _set_up(self, visit: Visit, request: Control) -> str:
+        """Takes A from a server unless it is here already."""
+        channel, model_id = visit.channel, str(request.body["model_id"])
+        self._check_graph(request.body)
+        with self._lock:
+            known = self._models.get(model_id)
+        if known is not None and known.server != visit.peer_name:
+            raise RefusedRequest(ErrorCode.MODEL, "this model belongs to another server")
+        if known is None:
+            channel.send_control(Kind.SETUP_NEEDED, **request.body)
+            pads: dict[str, Weight] = {}
+            for step in self._program.linear_steps:
+                shape = weight_shape(step)
+                received = channel.recv_array(Kind.WEIGHT_PAD, 8 * prod(shape), layer=step.index)
+                pads[step.name] = pack(step, received.view("<i8").reshape(shape))
+            with self._lock:
+                # A server serves one model; what it served before is gone.
+                self._models = {key: model for key, model in self._models.items() if model.server != visit.peer_name}
+                self._models[model_id] = _Model(visit.peer_name, pads)
+        channel.send_control(Kind.SETUP_DONE, **request.body)
+        log.info("%s is set up", channel.peer)
+        return model_id
+
+    @staticmethod
+    def _watch(visit: Visit, link: _Link) -> None:
+        """Returns when the server has gone; until then the channel is used by those who deal."""
+        while not visit.ended:
+            with visit.idle():
+                if not link.channel.poll(_LINK_CHECK_S):
+                    continue
+            with link.lock:
+                # With the lock nobody deals, so anything that comes is the end.
+                if link.channel.poll(0.0):
+                    link.channel.recv_control(Kind.BYE)
+                    return
+
+    # A client
+
+    def _deal(self, visit: Visit, body: Body) -> None:
+        self._check_graph(body)
+        client, model_id = visit.channel, str(body["model_id"])
+        bundle_id, batch = str(body["bundle_id"]), int(body["batch"])
+        seed = Seed(client.recv_array(Kind.BUNDLE_SEED, SEED_BYTES).tobytes())
+        pads = BundlePads(seed, bytes.fromhex(bundle_id), bytes.fromhex(self._graph_hash), batch)
+        with self._link(model_id) as link:
+            try:
+                link.channel.send_control(Kind.MATERIAL, client=visit.peer_name, **body)
+                for step, payload in deal(
+                    self._program, self._models[model_id].pads, pads, Stream.from_system(), self._threads
+                ):
+                    kind = Kind.LINEAR_SHARE if step.kind == "linear" else Kind.GATE_SHARE
+                    link.channel.send_array(kind, payload, layer=step.index)
+                link.channel.recv_control(Kind.STORED)
+            except RemoteProtocolError as error:
+                log.info("%s: %s", link.channel.peer, error)
+                raise RefusedRequest(ErrorCode.BUSY, "the server went away while it was dealt to; try again") from error
+        client.send_control(Kind.DEALT, bundle_id=bundle_id)
+        log.info("%s: dealt %d images, %d bytes", client.peer, batch, BundleLayout(self._program, batch).total_bytes)
+
+    @contextmanager
+    def _link(self, model_id: str) -> Iterator[_Link]:
+        """The living connection to the server of a model, for this thread alone; waits for the server to come."""
+        deadline = time.monotonic() + self._connect_s
+        while True:
+            with self._lock:
+                came = self._lock.wait_for(lambda: model_id in self._links, max(deadline - time.monotonic(), 0.0))
+                link = self._links.get(model_id)
+            if not came or link is None:
+                raise RefusedRequest(ErrorCode.BUSY, "the server of this model is not connected to the dealer")
+            with link.lock:
+                if not link.channel.poll(0.0):
+                    yield link
+                    return
+            # It has ended: its own thread takes it off the list, and the server comes back.
+            time.sleep(_RETRY_S)
+
+    def _check_graph(self, body: Body) -> None:
+        if body["graph_hash"] != self._graph_hash:
+            raise RefusedRequest(ErrorCode.MODEL, "the dealer knows another public graph; give it the model's own")

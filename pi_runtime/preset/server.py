@@ -1,0 +1,182 @@
+"""The server: holds the weights, keeps its part of the bundles, and answers clients.
+
+One-time use (PROTOCOL.md, section 4): OPEN takes a bundle of this client; the server marks it spent, durably, before it
+answers OPENED. Nothing that depends on the bundle's material leaves before that, and a connection that breaks ends it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+
+from pi_runtime.channel import Channel
+from pi_runtime.endpoint import Endpoint
+from pi_runtime.errors import LocalProtocolError
+from pi_runtime.graph import Graph
+from pi_runtime.messages import Body, ErrorCode, Kind
+from pi_runtime.preset.assembly import Assembly
+from pi_runtime.preset.bundle import BundleLayout, load_linear_part, part_bytes
+from pi_runtime.preset.dealer_link import DealerLink
+from pi_runtime.preset.ledger import Ledger
+from pi_runtime.preset.material import load_material
+from pi_runtime.preset.model import ServedModel
+from pi_runtime.preset.online import ServerMaterial, input_bytes, opening_sizes, run_server
+from pi_runtime.preset.program import Step
+from pi_runtime.preset.service import RefusedRequest, Service, Visit, log
+from pi_runtime.preset.warmup import warm_up
+from pi_runtime.store import BundleStore
+
+DEFAULT_MAX_CLIENTS = 16
+MAX_BUNDLE_BYTES = 16 << 30
+"""Largest bundle that a client may ask for; beyond any network and batch in sight."""
+
+
+class PresetServer:
+    """Serves one model to many clients; a context manager.
+
+    state: directory of the model's identity and of the bundles. threads: CPU threads of the linear layers.
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        endpoint: Endpoint,
+        *,
+        listen: str,
+        dealer: str,
+        state: Path,
+        threads: int = 1,
+        max_clients: int = DEFAULT_MAX_CLIENTS,
+    ) -> None:
+        """Listens at once, and begins to look for the dealer.
+
+        Raises:
+            PiError: the model, the address or the state directory cannot be used.
+        """
+        self.model = ServedModel(graph, state, threads=threads)
+        warm_up(self.model.program, self.model.product)
+        self.ledger = Ledger()
+        self.step_seconds: dict[str, float] = {}
+        self._store = BundleStore(state / "bundles", "server")
+        self._assembly = Assembly(self.model, self._store)
+        self.link = DealerLink(endpoint, dealer, self.model, self._assembly, ledger=self.ledger)
+        self._service = Service(
+            endpoint, listen, ("client",), self._serve, ledger=self.ledger, max_connections=max_clients
+        )
+        self.address = self._service.address
+        self.link.start()
+
+    def run(self) -> None:
+        """Serves until :meth:`stop`."""
+        try:
+            self._service.run()
+        finally:
+            self.close()
+
+    def stop(self) -> None:
+        """Makes :meth:`run` return; may be called from a signal handler."""
+        self._service.stop()
+
+    def wait_idle(self, within_s: float) -> bool:
+        """Waits until nothing is under way with any peer, so that the ledger is exact."""
+        return self._service.wait_idle(within_s) and self.link.wait_idle(within_s)
+
+    def close(self) -> None:
+        """Ends all connections and closes the store; safe to call twice."""
+        self._service.close()
+        self.link.close()
+        self._store.close()
+
+    def _serve(self, visit: Visit) -> None:
+        channel, public = visit.channel, self.model.public
+        kinds = (Kind.GET_MODEL, Kind.GET_GRAPH, Kind.GET_SEED, Kind.PREPARE, Kind.OPEN)
+        while (request := visit.next_request(*kinds)) is not None:
+            match request.kind:
+                case Kind.GET_MODEL:
+                    channel.send_control(Kind.MODEL, graph_bytes=len(self.model.graph_text), **public.fields)
+                case Kind.GET_GRAPH:
+                    channel.send_array(Kind.GRAPH, self.model.graph_text)
+                case Kind.GET_SEED:
+                    channel.send_array(Kind.WEIGHT_SEED, self.model.weight_seed.reveal())
+                case Kind.PREPARE:
+                    self._prepare(visit, *self._checked(request.body))
+                case _:
+                    bundle_id, batch = self._checked(request.body)
+                    material = self._open(visit.peer_name, bundle_id, batch)
+                    channel.send_control(Kind.OPENED, bundle_id=bundle_id)
+                    self._infer(visit, batch, material)
+
+    def _checked(self, body: Body) -> tuple[str, int]:
+        """The bundle's id and batch of a request that names the model served."""
+        fields = self.model.public.fields
+        if {name: body[name] for name in fields} != fields:
+            raise RefusedRequest(ErrorCode.MODEL, "another model is served here; connect again to learn which")
+        return str(body["bundle_id"]), int(body["batch"])
+
+    def _prepare(self, visit: Visit, bundle_id: str, batch: int) -> None:
+        program, channel = self.model.program, visit.channel
+        size = BundleLayout(program, batch).total_bytes
+        if size > MAX_BUNDLE_BYTES:
+            raise RefusedRequest(ErrorCode.MODEL, f"a bundle of {batch} images takes {size:,} bytes; use a smaller batch")
+        with self._assembly.collecting(bundle_id, batch, visit.peer_name) as pending:
+            channel.send_control(Kind.PREPARED, bundle_id=bundle_id)
+            for step in program.linear_steps:
+                part = channel.recv_array(Kind.CLIENT_SHARE, part_bytes(step, batch), layer=step.index)
+                pending.add_linear(step, load_linear_part(step, batch, memoryview(part)))
+            pending.delivered("client")
+            timeouts = channel.timeouts
+            pending.wait(timeouts.read_s + size / timeouts.min_rate_bytes_s)
+        channel.send_control(Kind.STORED, bundle_id=bundle_id)
+        log.info("%s prepared a bundle of %d images", channel.peer, batch)
+
+    def _open(self, client: str, bundle_id: str, batch: int) -> ServerMaterial:
+        """The material of a bundle that is spent, durably, when this returns."""
+        public = self.model.public
+        try:
+            with self._store.open_material(bundle_id) as lease:
+                bundle = lease.bundle
+                if bundle.owner != client:
+                    raise RefusedRequest(ErrorCode.BUNDLE, f"bundle {bundle_id} belongs to another client")
+                if (bundle.model_id, bundle.graph_hash) != (public.model_id, public.graph_hash):
+                    raise RefusedRequest(ErrorCode.BUNDLE, f"bundle {bundle_id} is of a model that is gone")
+                if bundle.batch != batch:
+                    raise RefusedRequest(ErrorCode.MODEL, f"bundle {bundle_id} is for a batch of {bundle.batch}")
+                material = load_material(self.model.program, batch, lease.map())
+                self._store.spend(bundle_id)
+        except LocalProtocolError as error:
+            raise RefusedRequest(ErrorCode.BUNDLE, str(error)) from error
+        return material
+
+    def _infer(self, visit: Visit, batch: int, material: ServerMaterial) -> None:
+        program, channel = self.model.program, visit.channel
+        received = visit.next_array(Kind.INPUT, input_bytes(program, batch))
+        clock = _StepClock()
+        masked = received.view("<i8").reshape(batch, *program.input_shape)
+        logits = run_server(program, self.model.product, material, masked, _exchange(channel, batch), clock.tick)
+        channel.send_array(Kind.LOGITS, logits)
+        self.step_seconds = clock.seconds
+        log.info("%s: %d images in %.1f ms", channel.peer, batch, 1e3 * sum(clock.seconds.values()))
+
+
+class _StepClock:
+    """Seconds of each step of one inference, by its name."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def tick(self, step: Step) -> None:
+        now = time.perf_counter()
+        self.seconds[step.name] = now - self._last
+        self._last = now
+
+
+def _exchange(channel: Channel, batch: int) -> Callable[[Step, bytes], memoryview]:
+    def exchange(step: Step, opening: bytes) -> memoryview:
+        channel.send_array(Kind.SERVER_OPEN, opening, layer=step.index)
+        answer = channel.recv_array(Kind.CLIENT_ANSWER, opening_sizes(step, batch).answer, layer=step.index)
+        return memoryview(answer)
+
+    return exchange
