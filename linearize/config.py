@@ -116,7 +116,7 @@ class SnlConfig(Section):
 class BcdConfig(Section):
     """Block coordinate descent (arXiv 2511.11781)."""
 
-    drc: int = Field(500, ge=1, description="delta ReLU count: ReLUs removed per step")
+    drc: int = Field(300, ge=1, description="delta ReLU count: ReLUs removed per step")
     rt: int = Field(4, ge=1, description="random tries: most candidate blocks scored per step")
     adt: float = Field(
         0.3, gt=0, le=100, description="accuracy degradation tolerance: points of training accuracy a block may cost"
@@ -143,7 +143,7 @@ class RunConfig(Section):
     snl: SnlConfig = Field(SnlConfig(), description="the reference network")
     bcd: BcdConfig = Field(BcdConfig(), description="block coordinate descent")
     finetune: DistillConfig = Field(
-        DistillConfig(epochs=3, batch_size=64, lr=0.02, schedule="one_cycle"), description="training after the search"
+        DistillConfig(epochs=3, batch_size=64, lr=0.005), description="training after the search"
     )
 
     @property

@@ -28,7 +28,7 @@ def test_another_config_is_refused_by_the_differing_keys(tmp_path: Path) -> None
     with (
         pytest.raises(
             ConfigError,
-            match=r"another config \(relu_budget was 6000, now 500; bcd\.drc was 500, now 9\); name another",
+            match=r"another config \(relu_budget was 6000, now 500; bcd\.drc was 300, now 9\); name another",
         ),
         open_run(tmp_path, load_config(None, {"relu_budget": 500, "bcd.drc": 9})),
     ):
