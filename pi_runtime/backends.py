@@ -13,6 +13,7 @@ from pi_runtime.errors import ConfigError
 _BACKENDS = {
     "plaintext": "pi_runtime.plaintext_backend:PlaintextBackend",
     "crypten": "pi_runtime.crypten_backend:CryptenBackend",
+    "preset": "pi_runtime.preset_backend:PresetBackend",
 }
 
 BACKEND_NAMES = tuple(_BACKENDS)

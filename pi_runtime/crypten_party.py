@@ -1,6 +1,6 @@
 """One process of the `crypten` backend: ``python -m pi_runtime.crypten_party``, started by the backend alone.
 
-It takes commands on the control socket (:mod:`pi_runtime.crypten_control`) whose descriptor is its first argument, and
+It takes commands on the control socket (:mod:`pi_runtime.child_control`) whose descriptor is its first argument, and
 talks CrypTen's protocol with the other two over TCP. When the control socket closes, the backend is gone, however it
 went, and the process ends at once.
 
@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch.distributed.rendezvous import register_rendezvous_handler
 
-from pi_runtime.crypten_control import Array, Control
+from pi_runtime.child_control import Array, Control
 from pi_runtime.crypten_graph import build_crypten_graph, round_to_encoder, run_node
 from pi_runtime.crypten_import import import_crypten
 from pi_runtime.crypten_material import Request, StockedProvider, install_provider, planning

@@ -74,6 +74,7 @@ class Dealer:
         self._models: dict[str, _Model] = {}
         self._links: dict[str, _Link] = {}
         self.ledger = Ledger()
+        self.step_seconds: dict[str, float] = {}
         self._service = Service(
             endpoint, listen, ("client", "server"), self._serve, ledger=self.ledger, max_connections=max_peers
         )

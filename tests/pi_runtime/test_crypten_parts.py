@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from pi_runtime.crypten_control import MAX_HEADER_BYTES, Control
+from pi_runtime.child_control import MAX_HEADER_BYTES, Control
 from pi_runtime.crypten_graph import build_crypten_graph, round_to_encoder, save_crypten_graph
 from pi_runtime.crypten_material import StockedProvider
 from pi_runtime.crypten_meter import Meter

@@ -1,4 +1,4 @@
-"""Starts the three processes of the `crypten` backend, asks them, and tells why one died.
+"""Starts the processes of a backend, one a role, asks them, and tells why one died.
 
 The processes inherit one end of a Unix socket pair each and end when it closes, so that none outlives the backend, even
 where the backend was killed.
@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from pi_runtime import errors
-from pi_runtime.crypten_control import Array, Control
+from pi_runtime.child_control import Array, Control
 from pi_runtime.errors import BackendError
 
 # How long a dying process may take until its end is noticed, and one that was told to end until it is killed.
@@ -32,9 +32,12 @@ class Answer(NamedTuple):
 
 
 class Process:
-    """One role's process and the control socket to it."""
+    """One role's process and the control socket to it.
 
-    def __init__(self, role: str, *, threads: int, inherit: Sequence[int] = ()) -> None:
+    It runs ``python -m <module> <descriptor of the control socket> <role> <threads>``.
+    """
+
+    def __init__(self, module: str, role: str, *, threads: int, inherit: Sequence[int] = ()) -> None:
         self.role = role
         ours, theirs = socket.socketpair()
         self.control = Control(ours)
@@ -42,7 +45,7 @@ class Process:
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 (closed by close)
         with theirs:
             self._popen = subprocess.Popen(
-                [sys.executable, "-m", "pi_runtime.crypten_party", str(theirs.fileno()), role, str(threads)],
+                [sys.executable, "-m", module, str(theirs.fileno()), role, str(threads)],
                 pass_fds=(theirs.fileno(), *inherit),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
@@ -149,4 +152,4 @@ def _obituary(processes: Sequence[Process], *, fallback: str) -> str:
     """Names the process that died by a signal, else one that died on its own, else ``fallback``."""
     deaths = [death for process in processes if (death := process.death(_GRACE_S / len(processes)))]
     deaths.sort(key=lambda death: "by signal" not in death)
-    return f"crypten: {deaths[0] if deaths else fallback}"
+    return deaths[0] if deaths else fallback
