@@ -172,6 +172,12 @@ def test_an_epoch_shows_every_image_once_and_repeats_with_its_generator() -> Non
     assert all(torch.equal(a.inputs, b.inputs) for a, b in zip(epochs[0], epochs[1], strict=True))
 
 
+@pytest.mark.parametrize("augmented", [False, True])
+def test_inputs_are_row_major_even_with_one_channel(augmented: bool) -> None:
+    for batch in training_batches(made_dataset(), 10, augmented, generator(0, "x")):
+        assert batch.inputs.stride() == (64, 64, 8, 1)
+
+
 def test_without_augmentation_batches_are_the_normalised_images() -> None:
     data = made_dataset()
     for batch in training_batches(data, 10, False, generator(0, "x")):
