@@ -33,7 +33,7 @@ EDGE_INTEGER_BITS = 8
 """MaxPool pads with -2**8, which every activation has to exceed."""
 
 MIN_RING_BITS, WIDE_RING_BITS = 8, 32
-WEIGHT_INTEGER_BITS = 15  # weights fit int16, which the convolution kernels are fastest with
+WEIGHT_INTEGER_BITS = 15  # weights fit int16 (without their zero bits), which the convolution kernels are fastest with
 BATCH = 32
 
 

@@ -44,7 +44,7 @@ def online_layers(
         LayerCost(name=name, op=name, relu_count=0, phase="online", cost=_cost(spent, [tag], 0.0))
         for name, tag in (("input", "input"), ("output", "logits"))
     ]
-    layers = [_layer(graph, step, "online", spent, step_seconds.get(step.name, 0.0)) for step in program.steps]
+    layers = [_layer(graph, step, "online", spent, step_seconds.get(str(step.index), 0.0)) for step in program.steps]
     return (ends[0], *layers, ends[1])
 
 

@@ -21,7 +21,8 @@ Weight = I64 | PackedConv
 
 
 def quantise(program: Program) -> dict[str, tuple[I64, I64]]:
-    """Integer weights and biases of each linear step: round(w * 2**f_w) and round(b * 2**(f_x + f_w)).
+    """Integer weights and biases of each linear step: round(w * 2**f_w) and round(b * 2**(f_x + f_w)); a weight is rounded to its last
+    ``zero_bits`` bits zero.
 
     A dense weight is int64 [O, I], a convolution's [O, C/groups, kh, kw], an affine's [C].
 
@@ -33,7 +34,7 @@ def quantise(program: Program) -> dict[str, tuple[I64, I64]]:
         if not step.node.params:
             raise GraphError(f"{step.name} has no weights: the server needs the ONNX file, not the public graph")
         bits = program.frac_bits[step.node.inputs[0]] + step.weight_frac_bits
-        weight = encode(step.node.params["weight"], step.weight_frac_bits)
+        weight = encode(step.node.params["weight"], step.weight_frac_bits - step.zero_bits) << np.int64(step.zero_bits)
         quantised[step.name] = weight, encode(step.node.params["bias"], bits)
     return quantised
 

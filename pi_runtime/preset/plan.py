@@ -17,6 +17,7 @@ KEY = "fixed_point"
 DEFAULT_FRAC_BITS = 12
 DEFAULT_RING_BITS = 24
 LOGIT_RING_BITS = 32
+WINOGRAD_ZERO_BITS = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +27,8 @@ class FixedPointPlan:
     frac_bits: of the input and of every wire behind a truncation, unless ``wire_frac_bits`` names its node.
     weight_frac_bits: of the weights, unless ``layer_weight_frac_bits`` names the node.
     ring_bits: n of every gate, unless ``gate_ring_bits`` names its node; a gate reads its input mod 2**n as signed.
+    zero_bits: the weights of 3x3 convolutions at stride 1 get so many more fraction bits, all zero; with 2 they run as
+        Winograd convolutions, twice as fast, and their truncations wrap four times as often; 0 turns that off.
     logit_ring_bits: the logits are read mod 2**this, signed.
     edge_bits: the padding of a MaxPool is the integer -2**this; every activation there must be larger.
     """
@@ -33,6 +36,7 @@ class FixedPointPlan:
     frac_bits: int = DEFAULT_FRAC_BITS
     weight_frac_bits: int = DEFAULT_FRAC_BITS
     ring_bits: int = DEFAULT_RING_BITS
+    zero_bits: int = WINOGRAD_ZERO_BITS
     logit_ring_bits: int = LOGIT_RING_BITS
     edge_bits: int = DEFAULT_FRAC_BITS + 8
     wire_frac_bits: Mapping[str, int] = field(default_factory=dict)
@@ -44,6 +48,7 @@ class FixedPointPlan:
             ("frac_bits", 1, 24, (self.frac_bits, *self.wire_frac_bits.values())),
             ("weight_frac_bits", 0, 24, (self.weight_frac_bits, *self.layer_weight_frac_bits.values())),
             ("ring_bits", 4, 32, (self.ring_bits, *self.gate_ring_bits.values())),
+            ("zero_bits", 0, 2, (self.zero_bits,)),
             ("logit_ring_bits", 8, 32, (self.logit_ring_bits,)),
             ("edge_bits", 1, 30, (self.edge_bits,)),
         )

@@ -40,6 +40,7 @@ class Step:
     index: its number on the wire; node: with parameters on the server's side only.
     frac_bits: of the output. left_shifts: of each input, before the operation.
     shift: the right shift (truncation) behind it; 0 for none.
+    weight_frac_bits: of a linear step's weights, the lowest zero_bits of which are zero.
     ring_bits: of a gate. multiplier: public int64 factor of a pool, broadcast over the output; None for 1.
     edge: the constant that an EDGE padding writes, on the server's side.
     """
@@ -51,6 +52,7 @@ class Step:
     left_shifts: tuple[int, ...]
     shift: int = 0
     weight_frac_bits: int = 0
+    zero_bits: int = 0
     ring_bits: int = 0
     multiplier: npt.NDArray[np.int64] | None = field(default=None, repr=False)
     edge: int = 0
@@ -116,7 +118,8 @@ def compile_program(graph: Graph) -> Program:
     """Lowers ``graph`` (public or not) under the plan in its metadata.
 
     Raises:
-        GraphError: a scale cannot be met (a truncation would have to shift left), or a plan that is no plan.
+        GraphError: a scale cannot be met (a truncation would have to shift left), two layers of one name, or a plan
+            that is no plan.
     """
     plan = plan_of(graph)
     lowered = lower(graph)
@@ -129,7 +132,8 @@ def compile_program(graph: Graph) -> Program:
         index = len(steps)
         left = tuple(common - bits for bits in inputs)
         if node.op in LINEAR:
-            weight_bits, bits = plan.weight_bits(node.name), plan.wire_bits(node.name)
+            zero_bits = plan.zero_bits if _suits_winograd(node) else 0
+            weight_bits, bits = plan.weight_bits(node.name) + zero_bits, plan.wire_bits(node.name)
             step = Step(
                 index=index,
                 kind="linear",
@@ -138,6 +142,7 @@ def compile_program(graph: Graph) -> Program:
                 left_shifts=left,
                 shift=_shift(node, common + weight_bits, bits),
                 weight_frac_bits=weight_bits,
+                zero_bits=zero_bits,
             )
         elif node.op == "relu":
             ring_bits = plan.gate_bits(node.name)
@@ -151,6 +156,7 @@ def compile_program(graph: Graph) -> Program:
             )
         frac[node.output] = step.frac_bits
         steps.append(step)
+    _check_names(steps)
     return Program(
         graph=lowered,
         plan=plan,
@@ -160,6 +166,22 @@ def compile_program(graph: Graph) -> Program:
         steps=tuple(steps),
         frac_bits=frac,
     )
+
+
+def _check_names(steps: list[Step]) -> None:
+    """Pads are drawn by the name of a layer, so no two layers may share one."""
+    seen: set[str] = set()
+    for step in steps:
+        if step.kind != "public":
+            if step.name in seen:
+                raise GraphError(f"two layers are called {step.name!r}; give each node of the ONNX file its own name")
+            seen.add(step.name)
+
+
+def _suits_winograd(node: Node) -> bool:
+    if node.op != "conv" or node.param_shapes["weight"][2:] != (3, 3):
+        return False
+    return node.ints("strides") == (1, 1) and node.ints("dilations") == (1, 1)
 
 
 def _shift(node: Node, have: int, want: int) -> int:

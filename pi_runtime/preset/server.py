@@ -161,7 +161,7 @@ class PresetServer:
 
 
 class _StepClock:
-    """Seconds of each step of one inference, by its name."""
+    """Seconds of each step of one inference, by its index as text."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
@@ -169,7 +169,7 @@ class _StepClock:
 
     def tick(self, step: Step) -> None:
         now = time.perf_counter()
-        self.seconds[step.name] = now - self._last
+        self.seconds[str(step.index)] = now - self._last
         self._last = now
 
 
