@@ -14,6 +14,7 @@ from typing import Any
 import click
 
 from pi_runtime.cli_options import GroupedCommand, config_options, read_config
+from pi_runtime.cli_preset import access_options, add_preset_verbs, dealer_option, server_option, take_access
 
 BACKENDS = "plaintext,crypten"
 INTERRUPTED = 130  # what shells use for an end by Ctrl-C
@@ -112,16 +113,46 @@ def export(run_dir: Path | None, checkpoint: Path | None, output: Path) -> None:
 
 @cli.command()
 @click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--model", type=click.Path(path_type=Path), required=True, help="ONNX file, or the directory of a run")
-@click.option("--backend", default="plaintext", show_default=True, help="plaintext or crypten")
+@click.option("--model", type=click.Path(path_type=Path), help="ONNX file, or the directory of a run, to run here")
+@click.option("--backend", default="plaintext", show_default=True, help="with --model: plaintext, crypten or preset")
 @click.option("--party-threads", default=1, show_default=True, help="CPU threads of each party")
 @click.option("--port", type=int, help="TCP port for the backend's processes  [a free one]")
 @click.option("--top", default=3, show_default=True, help="labels to print an image")
-def infer(images: tuple[Path, ...], model: Path, backend: str, party_threads: int, port: int | None, top: int) -> None:
-    """Classify IMAGES (png, jpg, npy, or folders of them) and say what it cost."""
+@server_option
+@dealer_option
+@click.option(
+    "--batch", default=1, show_default=True, type=click.IntRange(min=1), help="with --server: images a bundle"
+)
+@access_options
+def infer(
+    images: tuple[Path, ...],
+    model: Path | None,
+    backend: str,
+    party_threads: int,
+    port: int | None,
+    top: int,
+    server: str | None,
+    dealer: str | None,
+    batch: int,
+    **options: Any,
+) -> None:
+    """Classify IMAGES (png, jpg, npy, or folders of them) and say what it cost.
+
+    With --model every role runs here; with --server and --dealer this is the client of a model that runs elsewhere.
+    """
     from pi_runtime import inference
 
-    answer(inference.classify(model, images, backend=backend, threads=party_threads, port=port, top=top))
+    if model is not None and server is None and dealer is None:
+        answer(inference.classify(model, images, backend=backend, threads=party_threads, port=port, top=top))
+    elif model is None and server is not None and dealer is not None:
+        access = take_access(options)
+        answer(
+            inference.classify_remotely(
+                server, dealer, images, access=access, batch=batch, threads=party_threads, top=top
+            )
+        )
+    else:
+        raise click.UsageError("give either --model, or both --server and --dealer")
 
 
 @cli.command()
@@ -141,6 +172,9 @@ def report(run_dir: Path) -> None:
     from pi_runtime import pipeline
 
     answer(pipeline.report_run(run_dir))
+
+
+add_preset_verbs(cli)
 
 
 def answer(document: dict[str, Any]) -> None:

@@ -41,11 +41,12 @@ import numpy as np
 import numpy.typing as npt
 
 from pi_runtime.backend import ROLES, Backend, Cost, LayerCost, RunCost, sum_costs
-from pi_runtime.crypten_cost import Mark, layer_costs, setup_cost
 from pi_runtime.child_process import Answer, Process, ask, close_all
+from pi_runtime.crypten_cost import Mark, layer_costs, setup_cost
 from pi_runtime.errors import BackendError, ConfigError, LocalProtocolError
 from pi_runtime.graph import Graph, parse_public
 
+_MODULE = "pi_runtime.crypten_party"
 _START_TIMEOUT_S = 180.0
 _RUN_TIMEOUT_S = 1800.0
 
@@ -133,7 +134,7 @@ class CryptenBackend(Backend):
             port = listener.getsockname()[1]
             for role in ROLES:
                 inherit = [listener.fileno()] if role == "server" else []
-                self._processes[role] = Process("pi_runtime.crypten_party", role, threads=self._threads, inherit=inherit)
+                self._processes[role] = Process(_MODULE, role, threads=self._threads, inherit=inherit)
             loaded = self._ask(("server",), {"command": "load", "model": str(model)}, _START_TIMEOUT_S)
             public = json.loads(loaded["server"].header["public"])
             self._graph = parse_public(public, origin=str(model))

@@ -34,9 +34,8 @@ from pi_runtime.messages import Identity
 from pi_runtime.onnx_graph import load_onnx
 from pi_runtime.preset.client import PresetClient
 from pi_runtime.preset.costs import Reading, offline_layers, online_layers, phase_cost
-from pi_runtime.preset.party import endpoint_of
+from pi_runtime.preset.roles import Access, open_client
 from pi_runtime.shaping import parse_profile
-from pi_runtime.store import BundleStore
 from pi_runtime.traffic import Counts, Traffic
 
 _MODULE = "pi_runtime.preset.party"
@@ -140,11 +139,10 @@ class PresetBackend(Backend):
         options = {"graph": str(model), "listen": listen[0], "dealer": dealer, "state": str(directory / "server")}
         server = self._ask(["server"], start | options)["server"].header["address"]
         self._ask(["server"], {"command": "set-up", "within_s": _START_TIMEOUT_S})
-        store = self._stack.enter_context(BundleStore(directory / "client", "client"))
-        endpoint = endpoint_of("client", certs, self._profile)
-        client = PresetClient(endpoint, server=server, dealer=dealer, store=store, threads=self._threads)
+        access = Access(certs=certs, insecure_loopback=certs is None, state=directory / "client", network=self._profile)
+        client = open_client(server, dealer, access=access, threads=self._threads)
         self._client = self._stack.enter_context(client)
-        client.load_weight_pads()
+        self._client.load_weight_pads()
 
     def _read(self) -> Reading:
         """What each role has carried up to now, with nothing under way."""

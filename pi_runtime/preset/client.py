@@ -35,9 +35,7 @@ class PresetClient:
     store: where the seeds of its bundles are. threads: CPU threads of the offline linear layers.
     """
 
-    def __init__(
-        self, endpoint: Endpoint, *, server: str, dealer: str, store: BundleStore, threads: int = 1
-    ) -> None:
+    def __init__(self, endpoint: Endpoint, *, server: str, dealer: str, store: BundleStore, threads: int = 1) -> None:
         self.ledger = Ledger()
         self._endpoint = endpoint
         self._server = server
@@ -99,9 +97,7 @@ class PresetClient:
             return
         self._release()
         while self._reserved is None:
-            lease = self._store.next_ready(
-                model_id=self.model.model_id, graph_hash=self.model.graph_hash, batch=batch
-            )
+            lease = self._store.next_ready(model_id=self.model.model_id, graph_hash=self.model.graph_hash, batch=batch)
             if lease is None:
                 self._prepare_one(batch)
                 continue
@@ -128,9 +124,7 @@ class PresetClient:
         try:
             channel.send_array(Kind.INPUT, inference.mask_input(images))
             for step in program.gate_steps:
-                opening = channel.recv_array(
-                    Kind.SERVER_OPEN, opening_sizes(step, batch).opening, layer=step.index
-                )
+                opening = channel.recv_array(Kind.SERVER_OPEN, opening_sizes(step, batch).opening, layer=step.index)
                 channel.send_array(Kind.CLIENT_ANSWER, inference.answer(step, opening.data), layer=step.index)
             return inference.logits(channel.recv_array(Kind.LOGITS, logit_bytes(program, batch)).data)
         except BaseException:
@@ -155,7 +149,7 @@ class PresetClient:
         bundle_id, seed = secrets.token_hex(ID_BYTES), Seed.fresh()
         pads = BundlePads(seed, bytes.fromhex(bundle_id), bytes.fromhex(model.graph_hash), batch)
         owner = self._endpoint.identity.name
-        with self._store.adding(bundle_id, batch=batch, owner=owner, **self._names(model)) as file:
+        with self._store.adding(bundle_id, batch=batch, owner=owner, **model.fields) as file:
             file.write(seed.reveal())
             try:
                 self._provider.make(channel, model, pads)
@@ -164,7 +158,7 @@ class PresetClient:
                 raise
 
     def _open(self, lease: Lease) -> None:
-        """Opens a bundle on both sides; where the server does not have it, the client's copy is spent and that is all."""
+        """Opens a bundle on both sides; where the server does not have it, only the client's copy is spent."""
         bundle, model, channel = lease.bundle, self.model, self._connected()
         seed = Seed(lease.map()[:SEED_BYTES])
         try:
@@ -224,7 +218,3 @@ class PresetClient:
         if channel is not None:
             channel.bye()
             self.ledger.close(channel)
-
-    @staticmethod
-    def _names(model: PublicModel) -> dict[str, str]:
-        return {"model_id": model.model_id, "graph_hash": model.graph_hash}

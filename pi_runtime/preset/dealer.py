@@ -124,13 +124,14 @@ class Dealer:
     def _set_up(self, visit: Visit, request: Control) -> str:
         """Takes A from a server unless it is here already."""
         channel, model_id = visit.channel, str(request.body["model_id"])
+        fields = {"model_id": model_id, "graph_hash": self._graph_hash}
         self._check_graph(request.body)
         with self._lock:
             known = self._models.get(model_id)
         if known is not None and known.server != visit.peer_name:
             raise RefusedRequest(ErrorCode.MODEL, "this model belongs to another server")
         if known is None:
-            channel.send_control(Kind.SETUP_NEEDED, **request.body)
+            channel.send_control(Kind.SETUP_NEEDED, **fields)
             pads: dict[str, Weight] = {}
             for step in self._program.linear_steps:
                 shape = weight_shape(step)
@@ -140,7 +141,7 @@ class Dealer:
                 # A server serves one model; what it served before is gone.
                 self._models = {key: model for key, model in self._models.items() if model.server != visit.peer_name}
                 self._models[model_id] = _Model(visit.peer_name, pads)
-        channel.send_control(Kind.SETUP_DONE, **request.body)
+        channel.send_control(Kind.SETUP_DONE, **fields)
         log.info("%s is set up", channel.peer)
         return model_id
 
@@ -167,7 +168,14 @@ class Dealer:
         pads = BundlePads(seed, bytes.fromhex(bundle_id), bytes.fromhex(self._graph_hash), batch)
         with self._link(model_id) as link:
             try:
-                link.channel.send_control(Kind.MATERIAL, client=visit.peer_name, **body)
+                link.channel.send_control(
+                    Kind.MATERIAL,
+                    bundle_id=bundle_id,
+                    batch=batch,
+                    client=visit.peer_name,
+                    model_id=model_id,
+                    graph_hash=self._graph_hash,
+                )
                 for step, payload in deal(
                     self._program, self._models[model_id].pads, pads, Stream.from_system(), self._threads
                 ):

@@ -115,7 +115,7 @@ class DealerLink:
                 if step.kind == "linear":
                     part = channel.recv_array(Kind.LINEAR_SHARE, part_bytes(step, batch), layer=step.index)
                     if pending is not None:
-                        pending.add_linear(step, load_linear_part(step, batch, memoryview(part)))
+                        pending.add_linear(step, load_linear_part(step, batch, part.data))
                 elif step.kind == "gate":
                     self._take_gates(channel, step, batch, pending)
             channel.send_control(Kind.STORED, bundle_id=bundle_id)

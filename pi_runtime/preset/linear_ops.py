@@ -21,8 +21,9 @@ Weight = I64 | PackedConv
 
 
 def quantise(program: Program) -> dict[str, tuple[I64, I64]]:
-    """Integer weights and biases of each linear step: round(w * 2**f_w) and round(b * 2**(f_x + f_w)); a weight is rounded to its last
-    ``zero_bits`` bits zero.
+    """Integer weights and biases of each linear step: round(w * 2**f_w) and round(b * 2**(f_x + f_w)).
+
+    A weight is rounded such that its last ``zero_bits`` bits are zero.
 
     A dense weight is int64 [O, I], a convolution's [O, C/groups, kh, kw], an affine's [C].
 

@@ -13,7 +13,6 @@ from typing import Self
 from pi_runtime.errors import ConfigError, GraphError, RemoteProtocolError
 from pi_runtime.files import write_text
 from pi_runtime.graph import Graph, parse_public
-from pi_runtime.messages import Scalar
 from pi_runtime.preset.linear_ops import Weights, multiply, pack, quantise
 from pi_runtime.preset.program import Program, Step, compile_program
 from pi_runtime.prg import SEED_BYTES, Seed
@@ -40,7 +39,7 @@ class PublicModel:
         return self.graph.public_hash
 
     @property
-    def fields(self) -> dict[str, Scalar]:
+    def fields(self) -> dict[str, str]:
         """As a message names the model."""
         return {"model_id": self.model_id, "graph_hash": self.graph_hash}
 

@@ -15,35 +15,20 @@ from pathlib import Path
 from typing import Any
 
 from pi_runtime.child_control import Control
-from pi_runtime.endpoint import Endpoint
 from pi_runtime.errors import BackendError, PiError
 from pi_runtime.graph import load_public
-from pi_runtime.messages import Identity
 from pi_runtime.onnx_graph import load_onnx
 from pi_runtime.preset.dealer import Dealer
+from pi_runtime.preset.roles import Access
 from pi_runtime.preset.server import PresetServer
-from pi_runtime.prg import PRG_ID
-from pi_runtime.shaping import parse_profile
-from pi_runtime.tls import load_credentials
 
 _QUIET_S = 60.0
 
 
-def endpoint_of(role: str, certs: Path | None, profile: str = "loopback") -> Endpoint:
-    """How ``role`` meets the others on this machine: over TLS with the certificates in ``certs``, else plain."""
-    credentials = load_credentials(certs, role) if certs is not None else None
-    return Endpoint(
-        credentials.identity if credentials is not None else Identity(role, role),
-        prg=PRG_ID,
-        credentials=credentials,
-        insecure_loopback=credentials is None,
-        profile=parse_profile(profile),
-    )
-
-
 def _start(role: str, threads: int, header: dict[str, Any]) -> PresetServer | Dealer:
     certs = Path(header["certs"]) if header["certs"] else None
-    endpoint = endpoint_of(role, certs, header["profile"])
+    access = Access(certs=certs, insecure_loopback=certs is None, network=str(header["profile"]))
+    endpoint = access.endpoint(role)
     graph, listen = Path(header["graph"]), str(header["listen"])
     if role == "dealer":
         return Dealer(load_public(graph), endpoint, listen=listen, threads=threads)

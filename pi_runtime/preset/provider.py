@@ -69,12 +69,12 @@ class DealerProvider:
             self._ledger.close(channel)
 
     def _make(self, server: Channel, dealer: Channel, model: PublicModel, pads: BundlePads) -> None:
-        bundle = {"bundle_id": pads.bundle_id.hex(), "batch": pads.batch, **model.fields}
+        bundle = {"bundle_id": pads.bundle_id.hex(), **model.fields}
         weight_pads = self._weight_pads()
         # The server learns of the bundle before the dealer does: it drops material that nobody announced to it.
-        server.send_control(Kind.PREPARE, **bundle)
+        server.send_control(Kind.PREPARE, batch=pads.batch, **bundle)
         server.recv_control(Kind.PREPARED)
-        dealer.send_control(Kind.DEAL, **bundle)
+        dealer.send_control(Kind.DEAL, batch=pads.batch, **bundle)
         dealer.send_array(Kind.BUNDLE_SEED, pads.seed.reveal())
         # Not waiting for the dealer here: it deals while this side computes.
         for step, payload in client_deliveries(model.program, weight_pads, pads, self._threads):

@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-
 from pi_runtime.channel import Channel
 from pi_runtime.endpoint import Endpoint
 from pi_runtime.errors import LocalProtocolError
@@ -119,12 +118,14 @@ class PresetServer:
         program, channel = self.model.program, visit.channel
         size = BundleLayout(program, batch).total_bytes
         if size > MAX_BUNDLE_BYTES:
-            raise RefusedRequest(ErrorCode.MODEL, f"a bundle of {batch} images takes {size:,} bytes; use a smaller batch")
+            raise RefusedRequest(
+                ErrorCode.MODEL, f"a bundle of {batch} images takes {size:,} bytes; use a smaller batch"
+            )
         with self._assembly.collecting(bundle_id, batch, visit.peer_name) as pending:
             channel.send_control(Kind.PREPARED, bundle_id=bundle_id)
             for step in program.linear_steps:
                 part = channel.recv_array(Kind.CLIENT_SHARE, part_bytes(step, batch), layer=step.index)
-                pending.add_linear(step, load_linear_part(step, batch, memoryview(part)))
+                pending.add_linear(step, load_linear_part(step, batch, part.data))
             pending.delivered("client")
             timeouts = channel.timeouts
             pending.wait(timeouts.read_s + size / timeouts.min_rate_bytes_s)
@@ -177,6 +178,6 @@ def _exchange(channel: Channel, batch: int) -> Callable[[Step, bytes], memoryvie
     def exchange(step: Step, opening: bytes) -> memoryview:
         channel.send_array(Kind.SERVER_OPEN, opening, layer=step.index)
         answer = channel.recv_array(Kind.CLIENT_ANSWER, opening_sizes(step, batch).answer, layer=step.index)
-        return memoryview(answer)
+        return answer.data
 
     return exchange

@@ -1,7 +1,7 @@
 """A listening role: a thread a connection, a cap on their number, and an orderly end.
 
-A handler serves one peer through a :class:`Visit` until the peer leaves. Whatever goes wrong on one connection ends that
-connection alone: with an ERROR message that says why, and one line in the log that names the peer and nothing secret.
+A handler serves one peer through a :class:`Visit` until the peer leaves. Whatever goes wrong on one connection ends
+that one alone: with an ERROR message that says why, and one line in the log that names the peer and nothing secret.
 """
 
 from __future__ import annotations
