@@ -62,9 +62,9 @@ class Dataset:
         mean = torch.tensor(self.mean, device=images.device).view(shape)
         scale = torch.tensor(self.std, device=images.device).view(shape).reciprocal()
         inputs = (images.float() / 255 - mean) * scale
-        # Row-major strides even where a size of 1 leaves them open: one channel laid out as channels last spreads through
-        # the network, and there oneDNN's backward pass of a strided 1x1 convolution of few channels writes out of bounds
-        # (seen with torch 2.14.1).
+        # Row-major strides even where a size of 1 leaves them open: one channel laid out as channels last spreads
+        # through the network, and there oneDNN's backward pass of a strided 1x1 convolution of few channels writes out
+        # of bounds (seen with torch 2.14.1).
         return inputs.clone(memory_format=torch.contiguous_format)
 
 
