@@ -20,10 +20,9 @@ from onnx import helper
 from torch import nn
 
 from pi_runtime.files import replacing
+from pi_runtime.graph import METADATA_KEY
 from pi_runtime.onnx_writer import OnnxWriter
 from pi_runtime.tracing import trace
-
-METADATA_KEY = "pi_pipeline"
 
 
 def export_onnx(

@@ -41,6 +41,9 @@ import numpy.typing as npt
 from pi_runtime.errors import GraphError
 from pi_runtime.files import write_text
 
+METADATA_KEY = "pi_pipeline"
+"""Where an ONNX file keeps a graph's metadata."""
+
 PUBLIC_FORMAT = "pi-pipeline public graph"
 PUBLIC_SCHEMA = 1
 OPERATORS = frozenset(

@@ -20,8 +20,7 @@ from google.protobuf.message import DecodeError
 from onnx import helper, numpy_helper
 
 from pi_runtime.errors import GraphError
-from pi_runtime.export import METADATA_KEY
-from pi_runtime.graph import Attribute, Graph, Node, Shape, check_wiring
+from pi_runtime.graph import METADATA_KEY, Attribute, Graph, Node, Shape, check_wiring
 
 Array = npt.NDArray[Any]
 

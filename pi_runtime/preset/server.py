@@ -28,14 +28,14 @@ from pi_runtime.preset.warmup import warm_up
 from pi_runtime.store import BundleStore
 
 DEFAULT_MAX_CLIENTS = 16
-MAX_BUNDLE_BYTES = 16 << 30
-"""Largest bundle that a client may ask for; beyond any network and batch in sight."""
+DEFAULT_MAX_BUNDLE_BYTES = 16 << 30
 
 
 class PresetServer:
     """Serves one model to many clients; a context manager.
 
     state: directory of the model's identity and of the bundles. threads: CPU threads of the linear layers.
+    max_clients: connected at a time. max_bundle_bytes: the largest bundle that a client may ask for.
     """
 
     def __init__(
@@ -48,6 +48,7 @@ class PresetServer:
         state: Path,
         threads: int = 1,
         max_clients: int = DEFAULT_MAX_CLIENTS,
+        max_bundle_bytes: int = DEFAULT_MAX_BUNDLE_BYTES,
     ) -> None:
         """Listens at once, and begins to look for the dealer.
 
@@ -56,6 +57,7 @@ class PresetServer:
         """
         self.model = ServedModel(graph, state, threads=threads)
         warm_up(self.model.program, self.model.product)
+        self._max_bundle_bytes = max_bundle_bytes
         self.ledger = Ledger()
         self.step_seconds: dict[str, float] = {}
         self._store = BundleStore(state / "bundles", "server")
@@ -117,7 +119,7 @@ class PresetServer:
     def _prepare(self, visit: Visit, bundle_id: str, batch: int) -> None:
         program, channel = self.model.program, visit.channel
         size = BundleLayout(program, batch).total_bytes
-        if size > MAX_BUNDLE_BYTES:
+        if size > self._max_bundle_bytes:
             raise RefusedRequest(
                 ErrorCode.MODEL, f"a bundle of {batch} images takes {size:,} bytes; use a smaller batch"
             )
