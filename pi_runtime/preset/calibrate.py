@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from pi_runtime.errors import GraphError
 from pi_runtime.graph import Graph
-from pi_runtime.preset.linear_ops import quantise
+from pi_runtime.preset.linear_ops import pack, quantise
 from pi_runtime.preset.plan import DEFAULT_FRAC_BITS, FixedPointPlan, with_plan
 from pi_runtime.preset.program import LINEAR, Program, Step, compile_program
 from pi_runtime.preset.simulator import RandomPads, simulate
@@ -82,7 +82,8 @@ def calibrate(
         else:
             total[step.index] = total.get(step.index, 0.0) + float(size.sum())
 
-    weights = quantise(program)
+    integers = quantise(program)
+    weights = {step.name: (pack(step, integers[step.name][0]), integers[step.name][1]) for step in program.linear_steps}
     rng = np.random.default_rng(seed)
     for start in range(0, len(images), BATCH):
         part = images[start : start + BATCH]

@@ -8,7 +8,6 @@ never tried again.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
@@ -69,19 +68,15 @@ class PresetClient:
             }
         return self._weight_pads
 
-    def prepare(self, batch: int, count: int = 1, progress: Callable[[int], object] | None = None) -> None:
+    def prepare(self, batch: int, count: int = 1) -> None:
         """Makes ``count`` bundles for ``batch`` images each, into both stores.
-
-        progress: told how many are done.
 
         Raises:
             RemoteProtocolError: a peer went away, refused or broke the protocol.
         """
         self._release()
-        for done in range(count):
+        for _ in range(count):
             self._prepare_one(batch)
-            if progress is not None:
-                progress(done + 1)
 
     def ready(self, batch: int) -> int:
         """How many unspent bundles of this model and batch are in the client's store."""

@@ -108,10 +108,11 @@ def prepare(server: str, dealer: str, *, access: Access, batch: int, count: int,
         PiError: a peer cannot be reached or refuses, or the store cannot be used.
     """
     with open_client(server, dealer, access=access, threads=threads) as client:
-        rounds = track(range(count), "bundles", console=Console(stderr=True), transient=True)
-        for _ in rounds:
+        model_id = client.model.model_id
+        console = Console(stderr=True)
+        for _ in track(range(count), "bundles", console=console, transient=True, disable=not console.is_terminal):
             client.prepare(batch)
-        return {"model_id": client.model.model_id, "batch": batch, "made": count, "ready": client.ready(batch)}
+        return {"model_id": model_id, "batch": batch, "made": count, "ready": client.ready(batch)}
 
 
 @contextmanager

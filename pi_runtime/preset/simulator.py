@@ -6,14 +6,14 @@ gate's ring wrap as they do in the protocol, and are counted.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
 from pi_runtime.graph import Shape
-from pi_runtime.preset.linear_ops import Weights, broadcast_bias, multiply
+from pi_runtime.preset.linear_ops import Weight, broadcast_bias, multiply
 from pi_runtime.preset.program import Program, Step
 from pi_runtime.preset.public_ops import apply_public, truncate
 from pi_runtime.preset.shares import Pads, kept_elements, replace_kept, walk_client_shares
@@ -54,7 +54,7 @@ class RandomPads:
 
 def simulate(
     program: Program,
-    weights: Weights,
+    weights: Mapping[str, tuple[Weight, I64]],
     images: npt.NDArray[np.floating],
     pads: Pads,
     observe: Callable[[Step, I64], None] | None = None,
@@ -62,7 +62,7 @@ def simulate(
     """Runs ``images`` [B, C, H, W] (normalised) through the integer network with the given pads.
 
     Args:
-        weights: of :func:`pi_runtime.preset.linear_ops.quantise`.
+        weights: of :func:`pi_runtime.preset.linear_ops.quantise`, packed for speed or as they are; and biases.
         observe: told, for each linear step, its V before the truncation, and for each gate step the kept elements of
             its input.
     """
