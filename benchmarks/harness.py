@@ -34,7 +34,8 @@ class BenchSettings:
 
     runs: timed inferences of one image for each network and backend.
     warmup: inferences before them that do not count.
-    accuracy_images: test images whose secure logits are compared, spread evenly over the test set.
+    accuracy_images: test images whose secure logits are compared, spread evenly over the test set; of the full network,
+        which is there to be compared with, a fifth of them.
     accuracy_batch: images in one inference of that comparison.
     threads: threads of each party.
     """
@@ -42,7 +43,7 @@ class BenchSettings:
     runs: int = 5
     warmup: int = 1
     accuracy_images: int = 100
-    accuracy_batch: int = 20
+    accuracy_batch: int = 50
     threads: int = 1
 
     def __post_init__(self) -> None:
@@ -119,7 +120,8 @@ class _Bench:
             graph: reference_logits(file, images, settings.threads) for graph, file in subjects.files.items()
         }
         self.labels = labels
-        self.chosen = _evenly(len(images), settings.accuracy_images)
+        chosen = {"full": max(1, settings.accuracy_images // 5), "linearized": settings.accuracy_images}
+        self.chosen = {graph: _evenly(len(images), chosen[graph]) for graph in subjects.files}
         identity = fingerprint(subjects, images, labels, asdict(settings), environment)
         self.results = self._earlier(identity) or Results(
             inputs_sha256=identity,
@@ -186,18 +188,19 @@ class _Bench:
     def _check(self, name: str, graph: GraphName, backend: Backend) -> None:
         parts: list[Logits] = []
         batch = self.settings.accuracy_batch
-        for start in range(0, len(self.chosen), batch):
-            self.progress(f"{name}: test images ({graph})", start, len(self.chosen))
-            parts.append(self._infer(name, graph, backend, self.images[self.chosen[start : start + batch]])[0])
-        self.progress(f"{name}: test images ({graph})", len(self.chosen), len(self.chosen))
-        logits, plain = np.concatenate(parts), self.reference[graph][self.chosen]
+        chosen = self.chosen[graph]
+        for start in range(0, len(chosen), batch):
+            self.progress(f"{name}: test images ({graph})", start, len(chosen))
+            parts.append(self._infer(name, graph, backend, self.images[chosen[start : start + batch]])[0])
+        self.progress(f"{name}: test images ({graph})", len(chosen), len(chosen))
+        logits, plain = np.concatenate(parts), self.reference[graph][chosen]
         entry = SecureAccuracy(
             backend=name,
             graph=graph,
-            images=len(self.chosen),
+            images=len(chosen),
             agreement_with_plaintext=float(np.mean(logits.argmax(axis=1) == plain.argmax(axis=1))),
             max_abs_logit_error=float(np.abs(logits.astype(np.float64) - plain).max()),
-            accuracy=None if self.labels is None else accuracy(logits, self.labels[self.chosen]),
+            accuracy=None if self.labels is None else accuracy(logits, self.labels[chosen]),
         )
         checked = self.results.accuracy.model_copy(update={"secure": (*self.results.accuracy.secure, entry)})
         self._keep(self.results.model_copy(update={"accuracy": checked}))

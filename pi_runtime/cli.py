@@ -16,7 +16,7 @@ import click
 from pi_runtime.cli_options import GroupedCommand, config_options, read_config
 from pi_runtime.cli_preset import access_options, add_preset_verbs, dealer_option, server_option, take_access
 
-BACKENDS = "plaintext,crypten"
+BACKENDS = "plaintext,crypten,preset"
 INTERRUPTED = 130  # what shells use for an end by Ctrl-C
 
 _run_dir = click.option(
@@ -39,7 +39,7 @@ def bench_options(command: Any) -> Any:
             "--backends", default=BACKENDS, show_default=True, help="backends to measure, separated by commas"
         ),
         click.option("--images", default=100, show_default=True, help="test images for the secure accuracy"),
-        click.option("--runs", default=5, show_default=True, help="timed inferences of one image, after a warm-up"),
+        click.option("--runs", default=3, show_default=True, help="timed inferences of one image, after a warm-up"),
         click.option("--party-threads", default=1, show_default=True, help="CPU threads of each party"),
     )
     for option in reversed(options):

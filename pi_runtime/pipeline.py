@@ -32,8 +32,10 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from linearize.config import RunConfig
+    from linearize.data import Dataset
 
 FULL, MODEL = "full.onnx", "model.onnx"
+CALIBRATION_IMAGES = 128
 
 
 def default_run_dir(config: RunConfig) -> Path:
@@ -84,28 +86,56 @@ def linearize(config: RunConfig, run_dir: Path) -> dict[str, Any]:
 
 
 def export_run(run_dir: Path) -> dict[str, Any]:
-    """Exports the baseline and the linearized network of a run; overwrites what an earlier export left.
+    """Exports the baseline and the linearized network of a run, with fixed-point numbers chosen on training images.
+
+    Overwrites what an earlier export left.
 
     Raises:
         CheckpointError: a checkpoint is missing or damaged.
+        GraphError: no fixed-point numbers serve.
     """
-    export_checkpoint(run_dir / "baseline.safetensors", run_dir / FULL)
-    return {"run_dir": str(run_dir)} | export_checkpoint(
-        run_dir / "linearized.safetensors", run_dir / MODEL, companions=True
-    )
+    checkpoints = {
+        run_dir / "baseline.safetensors": run_dir / FULL,
+        run_dir / "linearized.safetensors": run_dir / MODEL,
+    }
+    for checkpoint in checkpoints:
+        if not checkpoint.exists():
+            raise ConfigError(f"there is no {checkpoint}; make it with `pi-pipeline linearize --run-dir {run_dir}`")
+    train = _dataset(run_dir).train.images[:CALIBRATION_IMAGES].numpy()
+    written: dict[str, Any] = {}
+    for checkpoint, output in checkpoints.items():
+        written = export_checkpoint(checkpoint, output, calibration=train, companions=output.name == MODEL)
+    return {"run_dir": str(run_dir)} | written
 
 
-def export_checkpoint(checkpoint: Path, output: Path, *, companions: bool = False) -> dict[str, Any]:
+def export_checkpoint(
+    checkpoint: Path,
+    output: Path,
+    *,
+    calibration: npt.NDArray[np.uint8] | None = None,
+    companions: bool = False,
+) -> dict[str, Any]:
     """Exports one checkpoint to ``output``.
 
-    companions: also write the public graph and the CrypTen graph beside it (``.public.json``, ``.crypten.pt``).
+    Args:
+        calibration: training images, uint8 [N, C, H, W], on which the numbers of the ``preset`` backend are chosen;
+            without them it takes its defaults.
+        companions: also write the public graph and the CrypTen graph beside it (``.public.json``, ``.crypten.pt``).
     """
     from linearize.checkpoint import load_checkpoint
     from pi_runtime.export import export_onnx
+    from pi_runtime.preset.calibrate import calibrate
+    from pi_runtime.preset.plan import KEY
 
     model, facts = load_checkpoint(checkpoint)
-    export_onnx(model, tuple(facts["input_shape"]), output, metadata=_public_facts(facts))
-    written = {"onnx": str(output), "relu_count": facts["relu_count"]}
+    shape, metadata = tuple(facts["input_shape"]), _public_facts(facts)
+    export_onnx(model, shape, output, metadata=metadata)
+    written: dict[str, Any] = {"onnx": str(output), "relu_count": facts["relu_count"]}
+    if calibration is not None:
+        graph = load_onnx(output)
+        found = calibrate(graph, normalise(calibration, graph))
+        export_onnx(model, shape, output, metadata={**metadata, KEY: found.plan.to_metadata()})
+        written["predicted_failure_rate"] = found.failure_rate
     if companions:
         from pi_runtime.crypten_graph import save_crypten_graph
 
@@ -119,23 +149,22 @@ def export_checkpoint(checkpoint: Path, output: Path, *, companions: bool = Fals
 
 def bench_run(run_dir: Path, *, backends: Sequence[str], images: int, runs: int, threads: int) -> dict[str, Any]:
     """Measures the full and the linearized network of a run: ``results.json``."""
-    from benchmarks.report import print_tables
-
     from benchmarks.harness import BenchSettings, run_bench
     from benchmarks.headline import headline
+    from benchmarks.report import print_tables
     from pi_runtime.backends import open_backend
 
     def opener(name: str) -> Backend:
         return open_backend(name, threads=threads)
 
-    pixels, labels = _test_images(run_dir)
+    test = _dataset(run_dir).test
     model = run_dir / MODEL
     with _progress() as progress:
         results = run_bench(
             full=run_dir / FULL,
             linearized=model,
-            images=normalise(pixels, load_onnx(model)),
-            labels=labels,
+            images=normalise(test.images.numpy(), load_onnx(model)),
+            labels=test.labels.numpy(),
             backends=backends,
             results_path=run_dir / "results.json",
             settings=BenchSettings(runs=runs, accuracy_images=images, threads=threads),
@@ -154,15 +183,14 @@ def report_run(run_dir: Path) -> dict[str, Any]:
     return {"report": str(write_report(run_dir))}
 
 
-def _test_images(run_dir: Path) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
-    """The test set that the run was configured with: uint8 [N, C, H, W] and int64 [N]."""
+def _dataset(run_dir: Path) -> Dataset:
+    """The images that the run was configured with."""
     from linearize.config import load_config
     from linearize.data import load_dataset
 
     if not (run_dir / "config.yaml").exists():
         raise ConfigError(f"{run_dir} is no run directory (it has no config.yaml); make one with `pi-pipeline run`")
-    test = load_dataset(load_config(run_dir / "config.yaml").data).test
-    return test.images.numpy(), test.labels.numpy()
+    return load_dataset(load_config(run_dir / "config.yaml").data)
 
 
 def _public_facts(facts: dict[str, Any]) -> dict[str, Any]:
