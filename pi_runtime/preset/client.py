@@ -27,6 +27,9 @@ from pi_runtime.preset.warmup import warm_up
 from pi_runtime.prg import SEED_BYTES, Seed
 from pi_runtime.store import BundleStore, Lease
 
+_MAX_ATTEMPTS = 5
+"""Bundles made for one inference: another client on the same store may take one, or the server be restarted."""
+
 
 class PresetClient:
     """One client of one server; a context manager. Use it from one thread.
@@ -91,9 +94,13 @@ class PresetClient:
         if self._reserved is not None and self._reserved_batch == batch and self._is_alive():
             return
         self._release()
+        attempts = _MAX_ATTEMPTS
         while self._reserved is None:
             lease = self._store.next_ready(model_id=self.model.model_id, graph_hash=self.model.graph_hash, batch=batch)
             if lease is None:
+                if not attempts:
+                    raise RemoteProtocolError("the server keeps refusing the bundles that were made with it")
+                attempts -= 1
                 self._prepare_one(batch)
                 continue
             with lease:

@@ -196,12 +196,11 @@ class Service:
             return
         visit = Visit(channel)
         with self._lock:
-            full = len(self._visits) >= self._max_connections
-            if not full:
+            welcome = len(self._visits) < self._max_connections and not self._stop.is_set()
+            if welcome:
                 self._visits.add(visit)
-        if full or self._stop.is_set():
+        if not welcome:
             channel.refuse(ErrorCode.BUSY, f"{self._max_connections} peers are connected; try again later")
-        if full:
             return
         try:
             with self._ledger.counting(channel):

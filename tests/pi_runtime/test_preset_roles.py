@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import socket
 import stat
 import threading
 
@@ -11,7 +12,7 @@ import pytest
 
 from pi_runtime.certs import make_certificates
 from pi_runtime.channel import PeerRefusal
-from pi_runtime.endpoint import Endpoint
+from pi_runtime.endpoint import Endpoint, parse_address
 from pi_runtime.errors import ConfigError, RemoteProtocolError
 from pi_runtime.messages import ErrorCode, Identity, Kind
 from pi_runtime.preset.bundle import BundleLayout, part_bytes
@@ -24,6 +25,7 @@ from pi_runtime.preset.shares import BundlePads
 from pi_runtime.preset.simulator import simulate
 from pi_runtime.prg import PRG_ID, Seed
 from pi_runtime.tls import load_credentials
+from pi_runtime.wire import NO_LAYER, Frame, encode
 
 
 def pads_of(client, store, batch):
@@ -312,3 +314,36 @@ def test_the_servers_file_has_the_declared_length(parties):
     client.prepare(2)
     (path,) = (parties.directory / "server" / "bundles").glob("*.material")
     assert path.stat().st_size == BundleLayout(client.model.program, 2).total_bytes
+
+
+HELLO = encode(Frame(Kind.HELLO, NO_LAYER, 0, b'{"role":"client","name":"eve","prg":"%s"}' % PRG_ID.encode()))
+OPEN = encode(Frame(Kind.OPEN, NO_LAYER, 1, b"{}"))
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"",
+        b"GET / HTTP/1.1\r\n\r\n",
+        HELLO[:20],
+        HELLO + OPEN,
+        HELLO + HELLO,
+        HELLO + OPEN[:8] + b"\xff" * 8,
+        HELLO + encode(Frame(Kind.INPUT, NO_LAYER, 1, bytes(512))),
+        HELLO + encode(Frame(Kind.MATERIAL, NO_LAYER, 1, b"{}")),
+        HELLO + bytes(4096),
+    ],
+    ids=["nothing", "http", "cut", "no fields", "twice", "damaged", "out of order", "not a client's", "zeros"],
+)
+def test_hostile_bytes_end_their_connection_alone(parties, sent):
+    client, _ = parties.client()
+    client.reserve(1)
+    for party in (parties.server, parties.dealer):
+        with socket.create_connection(parse_address(party.address), timeout=10) as stranger:
+            stranger.sendall(sent)
+            stranger.shutdown(socket.SHUT_WR)
+            # Until the party has closed: a greeting and one ERROR, or nothing at all.
+            answers = b"".join(iter(lambda: stranger.recv(4096), b""))
+        assert len(answers) < 1000
+    assert client.infer(parties.images(1)).shape == (1, 4)
+    assert_serves(parties, client)
