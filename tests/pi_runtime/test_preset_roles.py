@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from pi_runtime.certs import make_certificates
-from pi_runtime.channel import PeerRefusal
+from pi_runtime.channel import Channel, PeerRefusal
 from pi_runtime.endpoint import Endpoint, parse_address
 from pi_runtime.errors import ConfigError, RemoteProtocolError
 from pi_runtime.messages import ErrorCode, Identity, Kind
@@ -25,7 +25,7 @@ from pi_runtime.preset.shares import BundlePads
 from pi_runtime.preset.simulator import simulate
 from pi_runtime.prg import PRG_ID, Seed
 from pi_runtime.tls import load_credentials
-from pi_runtime.wire import NO_LAYER, Frame, encode
+from pi_runtime.wire import NO_LAYER, Frame, as_bytes, encode
 
 
 def pads_of(client, store, batch):
@@ -62,7 +62,7 @@ def assert_serves(parties, client):
     assert client.infer(images).shape == (1, 4)
 
 
-@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("batch", [1, 7, 64])
 def test_logits_equal_the_simulator_bit_for_bit(parties, batch):
     client, store = parties.client()
     images = parties.images(batch)
@@ -347,3 +347,37 @@ def test_hostile_bytes_end_their_connection_alone(parties, sent):
         assert len(answers) < 1000
     assert client.infer(parties.images(1)).shape == (1, 4)
     assert_serves(parties, client)
+
+
+SECRET = (
+    Kind.WEIGHT_PAD,
+    Kind.CLIENT_SHARE,
+    Kind.LINEAR_SHARE,
+    Kind.GATE_SHARE,
+    Kind.INPUT,
+    Kind.SERVER_OPEN,
+    Kind.CLIENT_ANSWER,
+)
+
+
+@pytest.mark.parametrize("value", [0.0, 3.0])
+def test_what_leaves_each_role_is_uniform_for_any_input(idle_parties, monkeypatch, value):
+    captured = {kind: bytearray() for kind in SECRET}
+    send_array = Channel.send_array
+
+    def tap(channel, kind, *buffers, **options):
+        if kind in captured:
+            captured[kind] += b"".join(bytes(as_bytes(buffer)) for buffer in buffers)
+        send_array(channel, kind, *buffers, **options)
+
+    monkeypatch.setattr(Channel, "send_array", tap)
+    idle_parties.start_dealer()
+    idle_parties.start_server()
+    client, _ = idle_parties.client()
+    client.infer(np.full((64, 1, 8, 8), value, np.float32))
+    for kind, data in captured.items():
+        counts = np.bincount(np.frombuffer(bytes(data), np.uint8), minlength=256)
+        assert len(data) > 5 * 256, kind.name
+        expected = len(data) / 256
+        # Chi-square of 255 degrees of freedom has deviation 22.6: six of them, one false alarm in 10^8 or so.
+        assert ((counts - expected) ** 2 / expected).sum() < 255 + 6 * 22.6, kind.name
