@@ -38,7 +38,7 @@ def bench_options(command: Any) -> Any:
         click.option(
             "--backends", default=BACKENDS, show_default=True, help="backends to measure, separated by commas"
         ),
-        click.option("--images", default=100, show_default=True, help="test images for the secure accuracy"),
+        click.option("--images", default=50, show_default=True, help="test images for the secure accuracy"),
         click.option("--runs", default=3, show_default=True, help="timed inferences of one image, after a warm-up"),
         click.option("--party-threads", default=1, show_default=True, help="CPU threads of each party"),
     )

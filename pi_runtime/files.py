@@ -20,9 +20,10 @@ def replacing(path: Path, mode: int = 0o644) -> Iterator[Path]:
     Raises:
         ConfigError: the directory cannot be made or written.
     """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(path)
         temporary.touch(mode=mode)
     except OSError as error:
         raise ConfigError(f"cannot write {path}: {error.strerror}; choose a directory that is writable") from error
@@ -38,6 +39,25 @@ def replacing(path: Path, mode: int = 0o644) -> Iterator[Path]:
             os.close(directory)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _sweep(path: Path) -> None:
+    """Removes what processes that are no more left behind when they were killed while writing ``path``."""
+    for left in path.parent.iterdir():
+        name, _, rest = left.name.partition(f".{path.name}.")
+        pid = rest.partition(".")[0]
+        if name == "" and pid.isdigit() and not _is_alive(int(pid)):
+            left.unlink(missing_ok=True)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # another user's
+        pass
+    return True
 
 
 def write_text(path: Path, text: str, mode: int = 0o644) -> None:

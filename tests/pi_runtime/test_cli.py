@@ -224,3 +224,31 @@ def test_run_and_its_steps_end_to_end(call, tmp_path):
     code, _, err = call("run", *TINY, *bench, "--bcd.rt=3", "--run-dir", run_dir)
     assert code == 1
     assert "bcd.rt was 2, now 3" in one_line(err)
+
+
+def test_an_export_killed_at_any_of_its_files_ends_like_an_undisturbed_one(call, tmp_path):
+    run_dir = tmp_path / "run"
+    assert call("linearize", *TINY, "--run-dir", run_dir)[0] == 0
+    assert call("export", "--run-dir", run_dir)[0] == 0
+    names = ("full.onnx", "model.onnx", "model.public.json", "model.crypten.pt")
+    undisturbed = {name: (run_dir / name).read_bytes() for name in names[:3]}
+    for victim in ("full.onnx", "model.public.json"):
+        for name in names:
+            (run_dir / name).unlink(missing_ok=True)
+        # The process kills itself in the middle of writing `victim`, before the file is in its place.
+        script = (
+            "import os, signal, sys; from pathlib import Path\n"
+            "from pi_runtime import cli\n"
+            "replace = Path.replace\n"
+            f"def die(self, target): os.kill(os.getpid(), signal.SIGKILL) if Path(target).name == {victim!r} "
+            "else replace(self, target)\n"
+            "Path.replace = die\n"
+            f"sys.argv = ['pi-pipeline', 'export', '--run-dir', {str(run_dir)!r}]\n"
+            "cli.main()\n"
+        )
+        assert subprocess.run([sys.executable, "-c", script], check=False, capture_output=True).returncode == -9
+        assert not (run_dir / victim).exists(), "no half-written file under its name"
+        assert call("export", "--run-dir", run_dir)[0] == 0
+        assert {name: (run_dir / name).read_bytes() for name in undisturbed} == undisturbed
+        assert (run_dir / "model.crypten.pt").exists()
+        assert not [path for path in run_dir.iterdir() if path.name.startswith(".") and path.name != ".lock"]
