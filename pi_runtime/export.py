@@ -30,6 +30,19 @@ def export_onnx(
 ) -> None:
     """Writes the pruned ONNX graph of ``model`` to ``path``, whole or not at all.
 
+    Arguments and errors as of :func:`build_onnx`.
+
+    Raises:
+        ConfigError: ``path`` cannot be written.
+    """
+    save_onnx(build_onnx(model, input_shape, metadata=metadata), path)
+
+
+def build_onnx(
+    model: nn.Module, input_shape: tuple[int, ...], *, metadata: Mapping[str, object] | None = None
+) -> onnx.ModelProto:
+    """The pruned ONNX graph of ``model``.
+
     Args:
         model: a classifier from float32 [B, C, H, W] to logits [B, classes]; not changed.
         input_shape: (C, H, W).
@@ -38,12 +51,22 @@ def export_onnx(
 
     Raises:
         ExportError: the module cannot be traced, or holds an operation outside the operator set (named).
-        ConfigError: ``path`` cannot be written.
     """
     writer = OnnxWriter(trace(model, input_shape), input_shape)
     proto = writer.write()
-    facts = dict(metadata or {}) | {"relu_total": writer.relu_total, "relu_count": writer.relu_count}
-    helper.set_model_props(proto, {METADATA_KEY: json.dumps(facts, sort_keys=True)})
+    add_metadata(proto, dict(metadata or {}) | {"relu_total": writer.relu_total, "relu_count": writer.relu_count})
     onnx.checker.check_model(proto, full_check=True)
+    return proto
+
+
+def add_metadata(proto: onnx.ModelProto, facts: Mapping[str, object]) -> None:
+    """Adds public facts to those that ``proto`` carries."""
+    known = {prop.key: prop.value for prop in proto.metadata_props}
+    merged = json.loads(known.get(METADATA_KEY, "{}")) | dict(facts)
+    helper.set_model_props(proto, known | {METADATA_KEY: json.dumps(merged, sort_keys=True)})
+
+
+def save_onnx(proto: onnx.ModelProto, path: Path) -> None:
+    """Writes ``proto``, whole or not at all; raises ConfigError where ``path`` cannot be written."""
     with replacing(path) as temporary:
         onnx.save_model(proto, temporary)

@@ -33,22 +33,28 @@ def load_onnx(path: Path) -> Graph:
     """
     try:
         proto = onnx.load_model(path)
-        onnx.checker.check_model(proto)
-        proto = onnx.shape_inference.infer_shapes(proto, strict_mode=True, data_prop=True)
     except FileNotFoundError as error:
         raise GraphError(f"there is no ONNX file {path}; make one with `pi-pipeline export`") from error
-    except (
-        OSError,
-        DecodeError,
-        onnx.checker.ValidationError,
-        onnx.shape_inference.InferenceError,
-        ValueError,
-    ) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise GraphError(f"{path} is not a whole ONNX model ({reason}); export it again") from error
-    graph = _Reader(proto, str(path)).read()
-    check_wiring(graph, origin=str(path))
+    except (OSError, DecodeError, ValueError) as error:
+        raise _not_whole(str(path), error) from error
+    return read_onnx(proto, origin=str(path))
+
+
+def read_onnx(proto: onnx.ModelProto, *, origin: str) -> Graph:
+    """As :func:`load_onnx`, from a model in memory; ``origin`` names it in errors."""
+    try:
+        onnx.checker.check_model(proto)
+        proto = onnx.shape_inference.infer_shapes(proto, strict_mode=True, data_prop=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, ValueError) as error:
+        raise _not_whole(origin, error) from error
+    graph = _Reader(proto, origin).read()
+    check_wiring(graph, origin=origin)
     return graph
+
+
+def _not_whole(origin: str, error: Exception) -> GraphError:
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return GraphError(f"{origin} is not a whole ONNX model ({reason}); export it again")
 
 
 class _Reader:

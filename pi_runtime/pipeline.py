@@ -26,7 +26,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from pi_runtime.backend import Backend
 from pi_runtime.errors import ConfigError
 from pi_runtime.images import normalise
-from pi_runtime.onnx_graph import load_onnx
+from pi_runtime.onnx_graph import load_onnx, read_onnx
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from linearize.data import Dataset
 
 FULL, MODEL = "full.onnx", "model.onnx"
-CALIBRATION_IMAGES = 128
+CALIBRATION_IMAGES = 64
 
 
 def default_run_dir(config: RunConfig) -> Path:
@@ -123,23 +123,23 @@ def export_checkpoint(
         companions: also write the public graph and the CrypTen graph beside it (``.public.json``, ``.crypten.pt``).
     """
     from linearize.checkpoint import load_checkpoint
-    from pi_runtime.export import export_onnx
+    from pi_runtime.export import add_metadata, build_onnx, save_onnx
     from pi_runtime.preset.calibrate import calibrate
-    from pi_runtime.preset.plan import KEY
+    from pi_runtime.preset.plan import KEY, with_plan
 
     model, facts = load_checkpoint(checkpoint)
-    shape, metadata = tuple(facts["input_shape"]), _public_facts(facts)
-    export_onnx(model, shape, output, metadata=metadata)
+    proto = build_onnx(model, tuple(facts["input_shape"]), metadata=_public_facts(facts))
+    graph = read_onnx(proto, origin=str(output))
     written: dict[str, Any] = {"onnx": str(output), "relu_count": facts["relu_count"]}
     if calibration is not None:
-        graph = load_onnx(output)
         found = calibrate(graph, normalise(calibration, graph))
-        export_onnx(model, shape, output, metadata={**metadata, KEY: found.plan.to_metadata()})
+        graph = with_plan(graph, found.plan)
+        add_metadata(proto, {KEY: found.plan.to_metadata()})
         written["predicted_failure_rate"] = found.failure_rate
+    save_onnx(proto, output)
     if companions:
         from pi_runtime.crypten_graph import save_crypten_graph
 
-        graph = load_onnx(output)
         public, crypten = (output.with_suffix(suffix) for suffix in (".public.json", ".crypten.pt"))
         graph.save_public(public)
         save_crypten_graph(graph, crypten)
