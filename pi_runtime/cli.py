@@ -13,6 +13,7 @@ from typing import Any
 
 import click
 
+from pi_runtime.cli_estimate import add_estimate_verb
 from pi_runtime.cli_options import GroupedCommand, config_options, read_config
 from pi_runtime.cli_preset import access_options, add_preset_verbs, dealer_option, server_option, take_access
 
@@ -175,6 +176,7 @@ def report(run_dir: Path) -> None:
 
 
 add_preset_verbs(cli)
+add_estimate_verb(cli)
 
 
 def answer(document: dict[str, Any]) -> None:
