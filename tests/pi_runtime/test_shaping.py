@@ -1,7 +1,6 @@
 """Shaped channels. Oracle: the profile's own numbers, measured with a clock."""
 
 import math
-import statistics
 import threading
 import time
 
@@ -38,6 +37,7 @@ def echo(transport, count, times):
 
 
 def round_trip_s(profile, count, times):
+    """The shortest of so many round trips: what the profile asks for, with the least of what else the machine did."""
     near, far = shaped_pair(profile)
     other = threading.Thread(target=echo, args=(far, count, times))
     other.start()
@@ -50,7 +50,7 @@ def round_trip_s(profile, count, times):
     other.join()
     near.close()
     far.close()
-    return statistics.median(taken)
+    return min(taken)
 
 
 @pytest.mark.parametrize("name", ["wan", "mobile", "bandwidth_mbps=50,rtt_ms=20"])
@@ -66,9 +66,7 @@ def test_the_lan_round_trip_is_the_profiles_beyond_what_the_machine_itself_takes
     assert lan.rtt_ms / 1e3 <= shaped < lan.rtt_ms / 1e3 * 1.1 + 2 * bare + 1e-3
 
 
-@pytest.mark.parametrize(("name", "count"), [("wan", 4 << 20), ("mobile", 1 << 20), ("lan", 24 << 20)])
-def test_measured_rate_is_the_profiles_within_a_tenth(name, count):
-    profile = PROFILES[name]
+def rate_mbps(profile, count):
     near, far = shaped_pair(profile)
     start = time.monotonic()
     sender = threading.Thread(target=send, args=(near, bytes(count)))
@@ -78,7 +76,18 @@ def test_measured_rate_is_the_profiles_within_a_tenth(name, count):
     sender.join()
     near.close()
     far.close()
-    assert count * 8 / taken / 1e6 == pytest.approx(profile.bandwidth_mbps, rel=0.1)
+    return count * 8 / taken / 1e6
+
+
+@pytest.mark.parametrize(("name", "count"), [("wan", 2 << 20), ("mobile", 1 << 20), ("lan", 12 << 20)])
+def test_measured_rate_is_never_above_the_profiles_and_within_a_tenth_where_the_machine_is_free(name, count):
+    profile = PROFILES[name]
+    best = 0.0
+    for _ in range(8):  # a busy machine may slow a try down, never speed one up
+        best = max(best, rate_mbps(profile, count))
+        if best >= 0.9 * profile.bandwidth_mbps:
+            break
+    assert best == pytest.approx(profile.bandwidth_mbps, rel=0.1)
 
 
 def test_sending_does_not_wait_and_messages_queue_behind_one_another():
