@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -94,7 +95,7 @@ def load_graph(model: Path) -> Graph:
 
 
 def exact_document(exact: Estimate) -> dict[str, Any]:
-    """The exact part as plain values."""
+    """The exact part as plain values; of the layers those with weights or ReLUs, as all others never cost any bytes."""
     return {
         "setup": _volume_document(exact.setup),
         "offline": _volume_document(exact.offline),
@@ -119,6 +120,7 @@ def exact_document(exact: Estimate) -> dict[str, Any]:
                 "offline": _volume_document(layer.offline),
             }
             for layer in exact.layers
+            if layer.op == "relu" or layer.offline.total_bytes
         ],
     }
 
@@ -171,15 +173,27 @@ def _print(
     console.print("left out: " + "; ".join(LEFT_OUT), style="dim")
 
 
-def _layer_table(exact: Estimate) -> Table:
-    """Layers that take part in any exchange; all others cost nothing."""
+def _table(title: str, caption: str, texts: Sequence[str], numbers: Sequence[str]) -> Table:
+    """An empty table whose first columns hold text and whose others hold numbers; nothing is cut off when narrow."""
+    from rich.box import SIMPLE
     from rich.table import Table
 
-    table = Table(title="exact bytes by layer, framing included", caption="layers that are not here cost none")
-    table.add_column("layer")
-    table.add_column("op")
-    for title in ("ReLUs", "online, server", "online, client", "offline, dealer", "offline, client"):
-        table.add_column(title, justify="right")
+    table = Table(title=title, caption=caption, box=SIMPLE, pad_edge=False)
+    for text in texts:
+        table.add_column(text, overflow="fold")
+    for number in numbers:
+        table.add_column(number, justify="right", overflow="fold")
+    return table
+
+
+def _layer_table(exact: Estimate) -> Table:
+    """Layers that take part in any exchange; all others cost nothing."""
+    table = _table(
+        "exact bytes by layer and sender, framing included",
+        "layers that are not here cost none",
+        ("layer", "op"),
+        ("ReLUs", "online\nserver", "online\nclient", "offline\ndealer", "offline\nclient"),
+    )
     for layer in exact.layers:
         online, offline = layer.online.sent_bytes, layer.offline.sent_bytes
         sizes = (online["server"], online["client"], offline["dealer"], offline["client"])
@@ -189,15 +203,17 @@ def _layer_table(exact: Estimate) -> Table:
 
 
 def _phase_table(exact: Estimate, relu_count: int) -> Table:
-    from rich.table import Table
-
     from pi_runtime.backend import ROLES
 
-    table = Table(title=f"exact bytes by phase: {relu_count:,} ReLUs an image, batch {exact.batch}")
-    table.add_column("phase")
-    for title in (*(f"{role} sends" for role in ROLES), "of it framing", "messages", "rounds"):
-        table.add_column(title, justify="right")
-    for phase, volume in (("set-up", exact.setup), ("offline", exact.offline), ("online", exact.online)):
+    table = _table(
+        f"exact bytes by phase: {relu_count:,} ReLUs an image, batch {exact.batch}",
+        f"online payload: input {exact.input_bytes:,}, openings {exact.opening_bytes:,}, "
+        f"answers {exact.answer_bytes:,}, logits {exact.logit_bytes:,}\n"
+        f"a bundle's file: {exact.server_bundle_bytes:,} at the server, {exact.client_bundle_bytes:,} at the client",
+        ("phase",),
+        (*(f"{role}\nsends" for role in ROLES), "of it\nframing", "messages", "rounds"),
+    )
+    for phase, volume in (("setup", exact.setup), ("offline", exact.offline), ("online", exact.online)):
         numbers = (
             *(volume.sent_bytes[role] for role in ROLES),
             sum(volume.framing_bytes.values()),
@@ -205,22 +221,16 @@ def _phase_table(exact: Estimate, relu_count: int) -> Table:
             volume.rounds,
         )
         table.add_row(phase, *(f"{number:,}" for number in numbers))
-    table.caption = (
-        f"online payload: input {exact.input_bytes:,}, openings {exact.opening_bytes:,}, "
-        f"answers {exact.answer_bytes:,}, logits {exact.logit_bytes:,}\n"
-        f"a bundle's file: {exact.server_bundle_bytes:,} at the server, {exact.client_bundle_bytes:,} at the client"
-    )
     return table
 
 
 def _latency_table(exact: Estimate, compute: Compute, modelled: Latency, profile: NetworkProfile) -> Table:
-    from rich.table import Table
-
-    table = Table(
-        title=f"modelled online latency on {profile.name}", caption=f"computing: the median of {compute.runs} runs here"
+    table = _table(
+        f"modelled online latency on {profile.name}",
+        f"computing: the median of {compute.runs} runs here",
+        ("term",),
+        ("seconds",),
     )
-    table.add_column("term")
-    table.add_column("seconds", justify="right")
     for term, seconds in (
         ("server, linear layers", compute.server_linear_s),
         ("server, gates", compute.server_gate_s),

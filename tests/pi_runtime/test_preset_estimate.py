@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
@@ -122,16 +124,25 @@ def test_bundle_files_have_the_declared_sizes(parties):
 
 
 def test_a_layer_that_kept_nothing_costs_nothing(make_net, tmp_path):
-    net = make_net(1.0)
-    net.relu2.relu_mask.zero_()
-    exact = estimate(exported(net, tmp_path), 3)
-    costs = {layer.name: layer for layer in exact.layers if layer.op == "relu"}
-    empty = [layer for layer in costs.values() if not layer.relu_count]
-    assert [layer.relu_count for layer in costs.values() if layer.relu_count] == [6 * 64, 8 * 16]
-    for layer in empty:
-        for volume in (layer.online, layer.offline):
-            assert (volume.total_bytes, volume.messages, volume.rounds) == (0, 0, 0)
-    assert exact.online.rounds == 3
+    full = exported(make_net(1.0), tmp_path)
+    kept_none = np.empty(0, np.int64)
+    graph = replace(full, nodes=tuple(replace(n, kept=kept_none) if n.name == "relu2" else n for n in full.nodes))
+    before, exact = estimate(full, 3), estimate(graph, 3)
+    (layer,) = [layer for layer in exact.layers if layer.name == "relu2"]
+    assert (layer.op, layer.relu_count) == ("relu", 0)
+    for volume in (layer.online, layer.offline):
+        assert (volume.total_bytes, volume.messages, volume.rounds) == (0, 0, 0)
+    (gone,) = [layer for layer in before.layers if layer.name == "relu2"]
+    assert gone.relu_count == 8 * 16
+    for phase in ("online", "offline"):
+        saved = getattr(gone, phase)
+        assert getattr(before, phase).total_bytes - getattr(exact, phase).total_bytes == saved.total_bytes > 0
+        assert getattr(before, phase).messages - getattr(exact, phase).messages == saved.messages > 0
+    assert (before.online.rounds, exact.online.rounds) == (4, 3)
+
+
+def test_a_network_without_relus_sends_its_input_and_its_logits(make_net, tmp_path):
+    net = make_net()
     none = estimate(exported(keep(net, 0), tmp_path), 3)
     assert (none.online.messages, none.online.rounds, none.opening_bytes, none.answer_bytes) == (2, 1, 0, 0)
     assert none.online.sent_bytes == {"client": 3 * 8 * 64 + 16, "server": 3 * 4 * 4 + 16, "dealer": 0}
@@ -227,7 +238,13 @@ def test_the_verb_shows_each_term_of_the_modelled_latency(make_net, tmp_path, mo
     assert modelled["round_trip_seconds"] == pytest.approx(0.1 * document["online"]["rounds"])
     assert modelled["transfer_seconds"] == pytest.approx(document["online"]["total_bytes"] / 1e6)
     assert (modelled["bandwidth_mbps"], modelled["rtt_ms"], modelled["party_threads"]) == (8, 100, 2)
-    for text in ("modelled online latency", "4 rounds of 100 ms", "exact bytes by layer", "left out"):
+    for text in (
+        "modelled online latency",
+        "4 rounds of 100 ms",
+        "exact bytes by layer",
+        "exact bytes by phase",
+        "left out",
+    ):
         assert text in " ".join(shown.split())
     assert run(tmp_path, "--network", "loopback")[0]["latency"]["bandwidth_mbps"] is None
 
