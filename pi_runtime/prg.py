@@ -28,7 +28,7 @@ class Label:
     """What a stream is for. Streams of labels that differ in any field are independent."""
 
     bundle_id: bytes
-    """The bundle; empty for streams that belong to a model."""
+    """The bundle; for streams that belong to a model, its id."""
     graph_hash: bytes
     """Hash of graph, masks, scales and rings."""
     role: str

@@ -62,6 +62,11 @@ class PendingBundle:
             self._sides.discard(side)
             self._changed.notify_all()
 
+    @property
+    def awaits_provider(self) -> bool:
+        """Whether the provider's part has yet to come; it is taken once, since what is stored may be in use."""
+        return "provider" in self._sides
+
     def fail(self, reason: str) -> None:
         """Says that the bundle will never be whole."""
         with self._changed:
@@ -123,7 +128,9 @@ class Assembly:
                     del self._pending[bundle_id]
 
     def find(self, bundle_id: str, batch: int, owner: str) -> PendingBundle | None:
-        """The bundle that ``owner`` announced under this id; None if there is none or it is another."""
+        """The bundle that ``owner`` announced under this id, while it awaits its provider; None if there is none."""
         with self._lock:
             pending = self._pending.get(bundle_id)
-        return pending if pending is not None and (pending.owner, pending.batch) == (owner, batch) else None
+        if pending is None or (pending.owner, pending.batch) != (owner, batch):
+            return None
+        return pending if pending.awaits_provider else None

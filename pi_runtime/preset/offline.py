@@ -37,6 +37,9 @@ class Delivery(NamedTuple):
     step: Step
     payload: bytes
 
+    def __repr__(self) -> str:
+        return f"Delivery({self.step.name}, {len(self.payload)} bytes, <secret>)"
+
 
 def expand_weight_pads(program: Program, seed: Seed, graph_hash: bytes, model_id: bytes) -> dict[str, I64]:
     """D_l of every linear step: uniform int64 in the shape of its weight, from the seed of the model."""

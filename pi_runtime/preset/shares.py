@@ -78,7 +78,7 @@ class BundlePads:
         return self.seed.stream(label)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class WalkedStep:
     """A step with the client's shares around it.
 
