@@ -13,10 +13,14 @@ from pi_runtime.files import replacing, write_text
 
 
 def test_a_block_that_raises_leaves_the_file_as_it_was(tmp_path):
+    def write_half():
+        with replacing(tmp_path / "a") as temporary:
+            temporary.write_text("half")
+            raise RuntimeError
+
     write_text(tmp_path / "a", "before")
-    with pytest.raises(RuntimeError), replacing(tmp_path / "a") as temporary:
-        temporary.write_text("half")
-        raise RuntimeError
+    with pytest.raises(RuntimeError):
+        write_half()
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("a", "before")]
 
 
