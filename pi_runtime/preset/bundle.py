@@ -18,6 +18,8 @@ from pi_runtime.relu_gate import GateLayout, GateMaterial, gate_layout, gate_loa
 from pi_runtime.ring import I64
 
 ALIGNMENT = 64  # a cache line
+DEFAULT_MAX_BUNDLE_BYTES = 16 << 30
+"""The largest bundle that server and dealer make for a client: what a batch may cost them in disk and work."""
 
 
 @dataclass(frozen=True)

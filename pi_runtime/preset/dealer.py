@@ -19,15 +19,15 @@ from pi_runtime.endpoint import Endpoint
 from pi_runtime.errors import RemoteProtocolError
 from pi_runtime.graph import Graph
 from pi_runtime.messages import Body, ErrorCode, Kind
-from pi_runtime.preset.bundle import BundleLayout
+from pi_runtime.preset.bundle import DEFAULT_MAX_BUNDLE_BYTES, BundleLayout
 from pi_runtime.preset.ledger import Ledger
 from pi_runtime.preset.linear_ops import Weight, pack, weight_shape
 from pi_runtime.preset.offline import deal
 from pi_runtime.preset.program import compile_program
-from pi_runtime.preset.service import RefusedRequest, Service, Visit, log
+from pi_runtime.preset.service import RefusedRequest, Service, Visit, check_bundle_bytes, log
 from pi_runtime.preset.shares import BundlePads
 from pi_runtime.preset.warmup import warm_up
-from pi_runtime.prg import SEED_BYTES, Seed, Stream
+from pi_runtime.prg import SEED_BYTES, Label, Seed, Stream
 
 DEFAULT_MAX_PEERS = 32
 _LINK_CHECK_S = 1.0
@@ -54,11 +54,18 @@ class _Model:
 class Dealer:
     """Deals bundles for one public graph; a server sets it up, clients ask.
 
-    threads: CPU threads of the linear layers.
+    threads: CPU threads of the linear layers. max_bundle_bytes: the largest bundle that a client may ask for.
     """
 
     def __init__(
-        self, graph: Graph, endpoint: Endpoint, *, listen: str, threads: int = 1, max_peers: int = DEFAULT_MAX_PEERS
+        self,
+        graph: Graph,
+        endpoint: Endpoint,
+        *,
+        listen: str,
+        threads: int = 1,
+        max_peers: int = DEFAULT_MAX_PEERS,
+        max_bundle_bytes: int = DEFAULT_MAX_BUNDLE_BYTES,
     ) -> None:
         """Listens at once.
 
@@ -69,6 +76,7 @@ class Dealer:
         self._program = compile_program(graph.public())
         warm_up(self._program)
         self._threads = threads
+        self._max_bundle_bytes = max_bundle_bytes
         self._connect_s = endpoint.timeouts.connect_s
         self._lock = threading.Condition()
         self._models: dict[str, _Model] = {}
@@ -164,6 +172,8 @@ class Dealer:
         self._check_graph(body)
         client, model_id = visit.channel, str(body["model_id"])
         bundle_id, batch = str(body["bundle_id"]), int(body["batch"])
+        size = BundleLayout(self._program, batch).total_bytes
+        check_bundle_bytes(batch, size, self._max_bundle_bytes)
         seed = Seed(client.recv_array(Kind.BUNDLE_SEED, SEED_BYTES).tobytes())
         pads = BundlePads(seed, bytes.fromhex(bundle_id), bytes.fromhex(self._graph_hash), batch)
         with self._link(model_id) as link:
@@ -186,7 +196,7 @@ class Dealer:
                 log.info("%s: %s", link.channel.peer, error)
                 raise RefusedRequest(ErrorCode.BUSY, "the server went away while it was dealt to; try again") from error
         client.send_control(Kind.DEALT, bundle_id=bundle_id)
-        log.info("%s: dealt %d images, %d bytes", client.peer, batch, BundleLayout(self._program, batch).total_bytes)
+        log.info("%s: dealt %d images, %d bytes", client.peer, batch, size)
 
     @contextmanager
     def _link(self, model_id: str) -> Iterator[_Link]:

@@ -113,9 +113,7 @@ class DealerLink:
         try:
             for step in public.program.steps:
                 if step.kind == "linear":
-                    part = channel.recv_array(Kind.LINEAR_SHARE, part_bytes(step, batch), layer=step.index)
-                    if pending is not None:
-                        pending.add_linear(step, load_linear_part(step, batch, part.data))
+                    self._take_linear(channel, step, batch, pending)
                 elif step.kind == "gate":
                     self._take_gates(channel, step, batch, pending)
             channel.send_control(Kind.STORED, bundle_id=bundle_id)
@@ -127,6 +125,15 @@ class DealerLink:
             raise
         finally:
             self._delivering = None
+
+    @staticmethod
+    def _take_linear(channel: Channel, step: Step, batch: int, pending: PendingBundle | None) -> None:
+        size = part_bytes(step, batch)
+        if pending is None:
+            channel.recv_stream(Kind.LINEAR_SHARE, size, lambda piece: None, layer=step.index)
+        else:
+            part = channel.recv_array(Kind.LINEAR_SHARE, size, layer=step.index)
+            pending.add_linear(step, load_linear_part(step, batch, part.data))
 
     @staticmethod
     def _take_gates(channel: Channel, step: Step, batch: int, pending: PendingBundle | None) -> None:

@@ -16,19 +16,18 @@ from pi_runtime.errors import LocalProtocolError
 from pi_runtime.graph import Graph
 from pi_runtime.messages import Body, ErrorCode, Kind
 from pi_runtime.preset.assembly import Assembly
-from pi_runtime.preset.bundle import BundleLayout, load_linear_part, part_bytes
+from pi_runtime.preset.bundle import DEFAULT_MAX_BUNDLE_BYTES, BundleLayout, load_linear_part, part_bytes
 from pi_runtime.preset.dealer_link import DealerLink
 from pi_runtime.preset.ledger import Ledger
 from pi_runtime.preset.material import load_material
 from pi_runtime.preset.model import ServedModel
 from pi_runtime.preset.online import ServerMaterial, input_bytes, opening_sizes, run_server
 from pi_runtime.preset.program import Step
-from pi_runtime.preset.service import RefusedRequest, Service, Visit, log
+from pi_runtime.preset.service import RefusedRequest, Service, Visit, check_bundle_bytes, log
 from pi_runtime.preset.warmup import warm_up
 from pi_runtime.store import BundleStore
 
 DEFAULT_MAX_CLIENTS = 16
-DEFAULT_MAX_BUNDLE_BYTES = 16 << 30
 
 
 class PresetServer:
@@ -119,10 +118,7 @@ class PresetServer:
     def _prepare(self, visit: Visit, bundle_id: str, batch: int) -> None:
         program, channel = self.model.program, visit.channel
         size = BundleLayout(program, batch).total_bytes
-        if size > self._max_bundle_bytes:
-            raise RefusedRequest(
-                ErrorCode.MODEL, f"a bundle of {batch} images takes {size:,} bytes; use a smaller batch"
-            )
+        check_bundle_bytes(batch, size, self._max_bundle_bytes)
         with self._assembly.collecting(bundle_id, batch, visit.peer_name) as pending:
             channel.send_control(Kind.PREPARED, bundle_id=bundle_id)
             for step in program.linear_steps:

@@ -40,6 +40,18 @@ class RefusedRequest(PiError):
         self.code = code
 
 
+def check_bundle_bytes(batch: int, size: int, limit: int) -> None:
+    """Refuses a bundle of ``batch`` images that takes ``size`` bytes where ``limit`` are allowed.
+
+    Raises:
+        RefusedRequest: it is too large.
+    """
+    if size > limit:
+        raise RefusedRequest(
+            ErrorCode.MODEL, f"a bundle of {batch} images takes {size:,} bytes, at most {limit:,}; use a smaller batch"
+        )
+
+
 class Visit:
     """One peer's connection while it is served. It is *idle* while nothing is under way and it waits for the peer."""
 

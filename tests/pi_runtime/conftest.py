@@ -34,8 +34,8 @@ class Parties:
     def endpoint(self, role, name=None):
         return Endpoint(Identity(role, name or role), prg=PRG_ID, insecure_loopback=True, timeouts=QUICK)
 
-    def start_dealer(self, listen="127.0.0.1:0"):
-        self.dealer = Dealer(self.graph.public(), self.endpoint("dealer"), listen=listen)
+    def start_dealer(self, listen="127.0.0.1:0", **options):
+        self.dealer = Dealer(self.graph.public(), self.endpoint("dealer"), listen=listen, **options)
         self._run(self.dealer)
         return self.dealer
 

@@ -187,13 +187,42 @@ def test_a_client_that_breaks_off_leaves_the_server_serving(parties, moment):
     assert_serves(parties, client)
 
 
-def test_material_that_no_client_announced_is_dropped(parties):
+def connect_dealer(parties):
+    """A bare channel to the dealer."""
+    channel = parties.endpoint("client").connect(parties.dealer.address, "dealer")
+    parties.ending.append(channel)
+    return channel
+
+
+def deal(channel, seed, **fields):
+    channel.send_control(Kind.DEAL, **fields)
+    channel.send_array(Kind.BUNDLE_SEED, seed)
+    channel.recv_control(Kind.DEALT)
+
+
+def test_the_dealer_refuses_a_bundle_too_large_that_nobody_announced(idle_parties):
+    idle_parties.start_dealer(max_bundle_bytes=1_000_000)
+    idle_parties.start_server()
+    channel = connect_dealer(idle_parties)
+    channel.send_control(Kind.DEAL, **request(idle_parties, batch=1024))
+    with pytest.raises(PeerRefusal, match="use a smaller batch") as caught:
+        channel.recv_control(Kind.DEALT, within_s=5)
+    assert caught.value.code is ErrorCode.MODEL
+    deal(connect_dealer(idle_parties), bytes(16), **request(idle_parties))
+
+
+def test_material_that_no_client_announced_is_dropped(parties, monkeypatch):
+    whole, recv_array = [], Channel.recv_array
+
+    def tap(channel, kind, *arguments, **options):
+        whole.append(kind)
+        return recv_array(channel, kind, *arguments, **options)
+
     client, _ = parties.client()
-    dealer = parties.endpoint("client").connect(parties.dealer.address, "dealer")
-    parties.ending.append(dealer)
-    dealer.send_control(Kind.DEAL, **request(parties))
-    dealer.send_array(Kind.BUNDLE_SEED, bytes(16))
-    dealer.recv_control(Kind.DEALT)
+    monkeypatch.setattr(Channel, "recv_array", tap)
+    deal(connect_dealer(parties), bytes(16), **request(parties))
+    # The linear parts too go by in pieces: what nobody announced may be of any size.
+    assert whole == [Kind.BUNDLE_SEED]
     assert list((parties.directory / "server" / "bundles").glob("*.material")) == []
     assert_serves(parties, client)
 
