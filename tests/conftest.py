@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+
+# One thread for this process and every one that a test starts: the networks are small, and OpenMP threads that wait for
+# one another on busy cores make them many times slower.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
