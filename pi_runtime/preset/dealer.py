@@ -187,7 +187,7 @@ class Dealer:
                     graph_hash=self._graph_hash,
                 )
                 for step, payload in deal(
-                    self._program, self._models[model_id].pads, pads, Stream.from_system(), self._threads
+                    self._program, self._models[model_id].pads, pads, _own_stream(pads), self._threads
                 ):
                     kind = Kind.LINEAR_SHARE if step.kind == "linear" else Kind.GATE_SHARE
                     link.channel.send_array(kind, payload, layer=step.index)
@@ -218,3 +218,19 @@ class Dealer:
     def _check_graph(self, body: Body) -> None:
         if body["graph_hash"] != self._graph_hash:
             raise RefusedRequest(ErrorCode.MODEL, "the dealer knows another public graph; give it the model's own")
+
+
+def _own_stream(pads: BundlePads) -> Stream:
+    """The dealer's own generator for one bundle: alpha and opening masks.
+
+    The label is there for a dealer whose system generator repeats, as after a snapshot: its bundles still differ.
+    """
+    label = Label(
+        bundle_id=pads.bundle_id,
+        graph_hash=pads.graph_hash,
+        role="dealer",
+        image=0,
+        layer="",
+        purpose="alpha and masks",
+    )
+    return Seed.fresh().stream(label)

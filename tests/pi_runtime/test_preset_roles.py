@@ -6,15 +6,18 @@ import secrets
 import socket
 import stat
 import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from pi_runtime import prg
 from pi_runtime.certs import make_certificates
 from pi_runtime.channel import Channel, PeerRefusal
 from pi_runtime.endpoint import Endpoint, parse_address
 from pi_runtime.errors import ConfigError, RemoteProtocolError
 from pi_runtime.messages import ErrorCode, Identity, Kind
+from pi_runtime.preset import dealer as dealing
 from pi_runtime.preset.bundle import BundleLayout, part_bytes
 from pi_runtime.preset.dealer import Dealer
 from pi_runtime.preset.linear_ops import quantise
@@ -225,6 +228,36 @@ def test_material_that_no_client_announced_is_dropped(parties, monkeypatch):
     assert whole == [Kind.BUNDLE_SEED]
     assert list((parties.directory / "server" / "bundles").glob("*.material")) == []
     assert_serves(parties, client)
+
+
+def test_a_dealer_whose_system_generator_repeats_still_tells_bundles_apart(parties, monkeypatch):
+    drawn, real = [], dealing.deal
+
+    def tap(program, weight_pads, pads, own, threads):
+        drawn.append(own.octets(32).tobytes())
+        return real(program, weight_pads, pads, own, threads)
+
+    monkeypatch.setattr(dealing, "deal", tap)
+    monkeypatch.setattr(prg, "secrets", SimpleNamespace(token_bytes=bytes))
+    channel = connect_dealer(parties)
+    for _ in range(2):
+        deal(channel, bytes(16), **request(parties))
+    assert len(set(drawn)) == 2
+
+
+def test_a_bundle_that_was_announced_once_is_delivered_once(parties):
+    fields = request(parties)
+    server, dealer = connect(parties), connect_dealer(parties)
+    server.send_control(Kind.PREPARE, **fields)
+    server.recv_control(Kind.PREPARED)
+    (part,) = (parties.directory / "server" / "bundles").glob("*.part")
+    empty = part.read_bytes()
+    deal(dealer, bytes(16), **fields)
+    delivered = part.read_bytes()
+    assert delivered != empty
+    # A second alpha for the same pads would show the server the xor of two truths (PROTOCOL.md, section 4.2).
+    deal(dealer, bytes(16), **fields)
+    assert part.read_bytes() == delivered
 
 
 def test_clients_are_served_side_by_side_up_to_a_limit(idle_parties):
