@@ -246,6 +246,14 @@ class BundleStore:
             ).fetchone()
         return int(row[0])
 
+    def count_unspent_of(self, owner: str, *, model_id: str) -> int:
+        """How many bundles of a model ``owner`` has here that are ready or being made."""
+        with self._told(), self._lock:
+            row = self._database.execute(
+                "SELECT count(*) FROM bundles WHERE state != 'spent' AND owner = ? AND model_id = ?", (owner, model_id)
+            ).fetchone()
+        return int(row[0])
+
     def counts(self) -> dict[str, int]:
         """How many bundles there are in each state."""
         with self._told(), self._lock:

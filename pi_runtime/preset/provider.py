@@ -11,6 +11,7 @@ from typing import Protocol
 
 from pi_runtime.channel import Channel
 from pi_runtime.endpoint import Endpoint
+from pi_runtime.errors import RemoteProtocolError
 from pi_runtime.messages import Kind
 from pi_runtime.preset.bundle import BundleLayout
 from pi_runtime.preset.ledger import Ledger
@@ -73,7 +74,7 @@ class DealerProvider:
         weight_pads = self._weight_pads()
         # The server learns of the bundle before the dealer does: it drops material that nobody announced to it.
         server.send_control(Kind.PREPARE, batch=pads.batch, **bundle)
-        server.recv_control(Kind.PREPARED)
+        _expect(server, Kind.PREPARED, pads)
         dealer.send_control(Kind.DEAL, batch=pads.batch, **bundle)
         dealer.send_array(Kind.BUNDLE_SEED, pads.seed.reveal())
         # Not waiting for the dealer here: it deals while this side computes.
@@ -81,8 +82,8 @@ class DealerProvider:
             server.send_array(Kind.CLIENT_SHARE, payload, layer=step.index)
         timeouts = server.timeouts
         within_s = timeouts.read_s + BundleLayout(model.program, pads.batch).total_bytes / timeouts.min_rate_bytes_s
-        dealer.recv_control(Kind.DEALT, within_s=within_s)
-        server.recv_control(Kind.STORED, within_s=within_s)
+        _expect(dealer, Kind.DEALT, pads, within_s)
+        _expect(server, Kind.STORED, pads, within_s)
 
     def _connected(self) -> Channel:
         """The connection to the dealer; a new one where the old one has ended."""
@@ -92,3 +93,10 @@ class DealerProvider:
             self._channel = self._endpoint.connect(self._address, "dealer")
             self._ledger.open(self._channel)
         return self._channel
+
+
+def _expect(peer: Channel, kind: Kind, pads: BundlePads, within_s: float | None = None) -> None:
+    """Takes the reply ``kind`` of a peer, which must be about the bundle of ``pads``."""
+    answer = peer.recv_control(kind, within_s=within_s)
+    if answer.body["bundle_id"] != pads.bundle_id.hex():
+        raise RemoteProtocolError(f"the {peer.peer.role}'s {kind.name} is about another bundle than it was asked for")

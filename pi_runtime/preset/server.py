@@ -28,6 +28,8 @@ from pi_runtime.preset.warmup import warm_up
 from pi_runtime.store import BundleStore
 
 DEFAULT_MAX_CLIENTS = 16
+DEFAULT_MAX_UNSPENT = 1024
+"""Bundles that one client may have here unspent: a large stock, yet who opens none cannot go on for ever."""
 
 
 class PresetServer:
@@ -35,6 +37,7 @@ class PresetServer:
 
     state: directory of the model's identity and of the bundles. threads: CPU threads of the linear layers.
     max_clients: connected at a time. max_bundle_bytes: the largest bundle that a client may ask for.
+    max_unspent: bundles of this model that one client may have unspent, those being made included.
     """
 
     def __init__(
@@ -48,6 +51,7 @@ class PresetServer:
         threads: int = 1,
         max_clients: int = DEFAULT_MAX_CLIENTS,
         max_bundle_bytes: int = DEFAULT_MAX_BUNDLE_BYTES,
+        max_unspent: int = DEFAULT_MAX_UNSPENT,
     ) -> None:
         """Listens at once, and begins to look for the dealer.
 
@@ -57,6 +61,7 @@ class PresetServer:
         self.model = ServedModel(graph, state, threads=threads)
         warm_up(self.model.program, self.model.product)
         self._max_bundle_bytes = max_bundle_bytes
+        self._max_unspent = max_unspent
         self.ledger = Ledger()
         self.step_seconds: dict[str, float] = {}
         self._store = BundleStore(state / "bundles", "server")
@@ -119,6 +124,12 @@ class PresetServer:
         program, channel = self.model.program, visit.channel
         size = BundleLayout(program, batch).total_bytes
         check_bundle_bytes(batch, size, self._max_bundle_bytes)
+        unspent = self._store.count_unspent_of(visit.peer_name, model_id=self.model.public.model_id)
+        if unspent >= self._max_unspent:
+            raise RefusedRequest(
+                ErrorCode.BUSY,
+                f"{unspent} bundles of this client are unspent, at most {self._max_unspent}; use some first",
+            )
         with self._assembly.collecting(bundle_id, batch, visit.peer_name) as pending:
             channel.send_control(Kind.PREPARED, bundle_id=bundle_id)
             for step in program.linear_steps:

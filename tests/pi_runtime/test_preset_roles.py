@@ -169,6 +169,35 @@ def test_a_bundle_too_large_is_refused(idle_parties):
     assert (found.code, "use a smaller batch" in str(found)) == (ErrorCode.MODEL, True)
 
 
+def test_a_client_that_opens_nothing_is_refused_more_bundles(idle_parties):
+    idle_parties.start_dealer()
+    idle_parties.start_server(max_unspent=2)
+    client, _ = idle_parties.client("alice")
+    client.prepare(1, 2)
+    with pytest.raises(PeerRefusal, match="2 bundles of this client are unspent, at most 2") as caught:
+        client.prepare(1)
+    assert caught.value.code is ErrorCode.BUSY
+    idle_parties.client("bob")[0].prepare(1)
+    client.infer(idle_parties.images(1))
+    client.prepare(1)
+
+
+@pytest.mark.parametrize("kind", [Kind.PREPARED, Kind.DEALT, Kind.STORED])
+def test_a_reply_about_another_bundle_is_no_reply(parties, monkeypatch, kind):
+    client, store = parties.client()
+    send_control = Channel.send_control
+
+    def lie(channel, sent, **fields):
+        if sent is kind and channel.peer.role == "client":
+            fields["bundle_id"] = "0" * 32
+        send_control(channel, sent, **fields)
+
+    monkeypatch.setattr(Channel, "send_control", lie)
+    with pytest.raises(RemoteProtocolError, match=f"{kind.name} is about another bundle"):
+        client.prepare(1)
+    assert store.counts() == {"reserved": 0, "ready": 0, "spent": 1}
+
+
 @pytest.mark.parametrize("moment", ["greeted", "preparing", "opened", "answering"])
 def test_a_client_that_breaks_off_leaves_the_server_serving(parties, moment):
     client, store = parties.client()
