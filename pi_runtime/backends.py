@@ -12,8 +12,8 @@ from pi_runtime.errors import ConfigError
 # Where each class lives; imported when it is asked for, as CrypTen and onnxruntime take seconds to load.
 _BACKENDS = {
     "plaintext": "pi_runtime.plaintext_backend:PlaintextBackend",
-    "crypten": "pi_runtime.crypten_backend:CryptenBackend",
-    "preset": "pi_runtime.preset_backend:PresetBackend",
+    "crypten": "pi_runtime.crypten.backend:CryptenBackend",
+    "preset": "pi_runtime.preset.backend:PresetBackend",
 }
 
 BACKEND_NAMES = tuple(_BACKENDS)

@@ -138,7 +138,7 @@ def export_checkpoint(
         written["predicted_failure_rate"] = found.failure_rate
     save_onnx(proto, output)
     if companions:
-        from pi_runtime.crypten_graph import save_crypten_graph
+        from pi_runtime.crypten.crypten_graph import save_crypten_graph
 
         public, crypten = (output.with_suffix(suffix) for suffix in (".public.json", ".crypten.pt"))
         graph.save_public(public)

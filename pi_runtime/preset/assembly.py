@@ -16,14 +16,14 @@ from typing import BinaryIO
 import numpy as np
 
 from pi_runtime.errors import LocalProtocolError
-from pi_runtime.messages import ErrorCode
+from pi_runtime.net.messages import ErrorCode
 from pi_runtime.preset.bundle import BundleLayout, load_linear_part
 from pi_runtime.preset.model import ServedModel
 from pi_runtime.preset.offline import server_share
 from pi_runtime.preset.program import Step
 from pi_runtime.preset.service import RefusedRequest
-from pi_runtime.ring import I64
-from pi_runtime.store import BundleStore
+from pi_runtime.preset.store import BundleStore
+from pi_runtime.primitives.ring import I64
 
 
 class PendingBundle:

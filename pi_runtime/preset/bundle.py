@@ -2,8 +2,8 @@
 
 Layout, little endian, no header: the parts of the steps in order, each at a multiple of 64 bytes. A linear step has
 its offline share s_l, int64 [B, *shape]; a gate step has the material of its B images one after the other
-(:meth:`pi_runtime.relu_gate.GateMaterial.to_bytes`), each at a multiple of 8. Offsets follow from the public program
-and the batch alone.
+(:meth:`pi_runtime.primitives.relu_gate.GateMaterial.to_bytes`), each at a multiple of 8. Offsets follow from the public
+program and the batch alone.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from functools import cached_property
 import numpy as np
 
 from pi_runtime.preset.program import Program, Step
-from pi_runtime.relu_gate import GateLayout, GateMaterial, gate_layout, gate_load
-from pi_runtime.ring import I64
+from pi_runtime.primitives.relu_gate import GateLayout, GateMaterial, gate_layout, gate_load
+from pi_runtime.primitives.ring import I64
 
 ALIGNMENT = 64  # a cache line
 DEFAULT_MAX_BUNDLE_BYTES = 16 << 30

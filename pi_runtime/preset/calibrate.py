@@ -21,7 +21,7 @@ from pi_runtime.preset.linear_ops import pack, quantise
 from pi_runtime.preset.plan import DEFAULT_FRAC_BITS, FixedPointPlan, with_plan
 from pi_runtime.preset.program import LINEAR, Program, Step, compile_program
 from pi_runtime.preset.simulator import RandomPads, simulate
-from pi_runtime.ring import I64
+from pi_runtime.primitives.ring import I64
 
 MAX_FAILURE_RATE = 1e-4
 """Most failed truncations an image that a plan may predict."""

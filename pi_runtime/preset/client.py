@@ -12,10 +12,10 @@ import secrets
 import numpy as np
 import numpy.typing as npt
 
-from pi_runtime.channel import Channel, PeerRefusal
-from pi_runtime.endpoint import Endpoint
 from pi_runtime.errors import ConfigError, RemoteProtocolError
-from pi_runtime.messages import ErrorCode, Kind
+from pi_runtime.net.channel import Channel, PeerRefusal
+from pi_runtime.net.endpoint import Endpoint
+from pi_runtime.net.messages import ErrorCode, Kind
 from pi_runtime.preset.ledger import Ledger
 from pi_runtime.preset.linear_ops import Weight, pack
 from pi_runtime.preset.model import ID_BYTES, PublicModel
@@ -23,9 +23,9 @@ from pi_runtime.preset.offline import PackedPad, expand_weight_pad
 from pi_runtime.preset.online import ClientInference, logit_bytes, opening_sizes
 from pi_runtime.preset.provider import BundleProvider, DealerProvider
 from pi_runtime.preset.shares import BundlePads
+from pi_runtime.preset.store import BundleStore, Lease
 from pi_runtime.preset.warmup import warm_up
-from pi_runtime.prg import SEED_BYTES, Seed
-from pi_runtime.store import BundleStore, Lease
+from pi_runtime.primitives.prg import SEED_BYTES, Seed
 
 _MAX_ATTEMPTS = 5
 """Bundles made for one inference: another client on the same store may take one, or the server be restarted."""

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from pi_runtime.backend import ROLES, Cost, LayerCost
 from pi_runtime.graph import Graph
+from pi_runtime.net.traffic import Traffic
 from pi_runtime.preset.program import Program, Step
-from pi_runtime.traffic import Traffic
 
 _OFFLINE = ("client_share", "linear_share", "gate_share")
 _ONLINE = ("server_open", "client_answer")

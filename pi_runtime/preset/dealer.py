@@ -14,11 +14,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import prod
 
-from pi_runtime.channel import Channel, Control
-from pi_runtime.endpoint import Endpoint
 from pi_runtime.errors import RemoteProtocolError
 from pi_runtime.graph import Graph
-from pi_runtime.messages import Body, ErrorCode, Kind
+from pi_runtime.net.channel import Channel, Control
+from pi_runtime.net.endpoint import Endpoint
+from pi_runtime.net.messages import Body, ErrorCode, Kind
 from pi_runtime.preset.bundle import DEFAULT_MAX_BUNDLE_BYTES, BundleLayout
 from pi_runtime.preset.ledger import Ledger
 from pi_runtime.preset.linear_ops import Weight, pack, weight_shape
@@ -27,7 +27,7 @@ from pi_runtime.preset.program import compile_program
 from pi_runtime.preset.service import RefusedRequest, Service, Visit, check_bundle_bytes, log
 from pi_runtime.preset.shares import BundlePads
 from pi_runtime.preset.warmup import warm_up
-from pi_runtime.prg import SEED_BYTES, Label, Seed, Stream
+from pi_runtime.primitives.prg import SEED_BYTES, Label, Seed, Stream
 
 DEFAULT_MAX_PEERS = 32
 _LINK_CHECK_S = 1.0

@@ -10,10 +10,10 @@ import threading
 
 import numpy as np
 
-from pi_runtime.channel import Channel, Control
-from pi_runtime.endpoint import Endpoint
 from pi_runtime.errors import ProtocolError, RemoteProtocolError
-from pi_runtime.messages import Kind
+from pi_runtime.net.channel import Channel, Control
+from pi_runtime.net.endpoint import Endpoint
+from pi_runtime.net.messages import Kind
 from pi_runtime.preset.assembly import Assembly, PendingBundle
 from pi_runtime.preset.bundle import load_linear_part, part_bytes
 from pi_runtime.preset.ledger import Ledger

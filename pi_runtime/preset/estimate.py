@@ -27,7 +27,10 @@ import numpy.typing as npt
 from pi_runtime.backend import ROLES
 from pi_runtime.errors import ConfigError
 from pi_runtime.graph import Graph
-from pi_runtime.messages import MAX_BATCH, Kind, Scalar, encode_control
+from pi_runtime.net.messages import MAX_BATCH, Kind, Scalar, encode_control
+from pi_runtime.net.shaping import NetworkProfile
+from pi_runtime.net.traffic import Counts, Traffic
+from pi_runtime.net.wire import HEADER_BYTES, MAX_PAYLOAD_BYTES, NO_LAYER
 from pi_runtime.preset.bundle import BundleLayout, layout_of, part_bytes
 from pi_runtime.preset.linear_ops import Weight, multiply, pack, quantise, weight_shape
 from pi_runtime.preset.model import ID_BYTES
@@ -43,12 +46,9 @@ from pi_runtime.preset.online import (
 from pi_runtime.preset.program import Program, Step, compile_program
 from pi_runtime.preset.shares import BundlePads
 from pi_runtime.preset.warmup import warm_up
-from pi_runtime.prg import PRG_ID, SEED_BYTES, Seed
-from pi_runtime.relu_gate import SERVER, GateMaterial
-from pi_runtime.ring import I64, low_bits
-from pi_runtime.shaping import NetworkProfile
-from pi_runtime.traffic import Counts, Traffic
-from pi_runtime.wire import HEADER_BYTES, MAX_PAYLOAD_BYTES, NO_LAYER
+from pi_runtime.primitives.prg import PRG_ID, SEED_BYTES, Seed
+from pi_runtime.primitives.relu_gate import SERVER, GateMaterial
+from pi_runtime.primitives.ring import I64, low_bits
 
 MAX_REHEARSED_BYTES = 1 << 30
 """Most material of a bundle that a rehearsal makes; the client's half comes on top of it."""
@@ -76,7 +76,7 @@ class Message:
 
     @property
     def tag(self) -> str:
-        """As :class:`pi_runtime.channel.Channel` counts it."""
+        """As :class:`pi_runtime.net.channel.Channel` counts it."""
         name = self.kind.name.lower()
         return name if self.layer == NO_LAYER else f"layer{self.layer}.{name}"
 

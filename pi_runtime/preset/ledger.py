@@ -6,8 +6,8 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from pi_runtime.channel import Channel
-from pi_runtime.traffic import Counts, Traffic
+from pi_runtime.net.channel import Channel
+from pi_runtime.net.traffic import Counts, Traffic
 
 
 class Ledger:

@@ -1,8 +1,8 @@
 """Secret linear layers over Z_2^64: integer weights, and their product with a share.
 
-Two roads, both exact mod 2^64: the packed kernels of :mod:`pi_runtime.ring_conv`, which want the weights laid out
-once, and numpy and torch for what those do not take and for weights that are used once. Full 64-bit weights (the halves
-A and D of the offline phase) are three to eight times faster through the kernels as well.
+Two roads, both exact mod 2^64: the packed kernels of :mod:`pi_runtime.primitives.ring_conv`, which want the weights
+laid out once, and numpy and torch for what those do not take and for weights that are used once. Full 64-bit weights
+(the halves A and D of the offline phase) are three to eight times faster through the kernels as well.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import numpy as np
 
 from pi_runtime.errors import GraphError
 from pi_runtime.preset.program import Program, Step
-from pi_runtime.ring import I64, encode
-from pi_runtime.ring_conv import PackedConv, conv2d_ring, linear_ring, pack_linear, pack_weights
+from pi_runtime.primitives.ring import I64, encode
+from pi_runtime.primitives.ring_conv import PackedConv, conv2d_ring, linear_ring, pack_linear, pack_weights
 
 Weight = I64 | PackedConv
 """The weight of one linear step as integers, or laid out by :func:`pack`."""

@@ -15,8 +15,8 @@ from pi_runtime.files import write_text
 from pi_runtime.graph import Graph, parse_public
 from pi_runtime.preset.linear_ops import Weights, multiply, pack, quantise
 from pi_runtime.preset.program import Program, Step, compile_program
-from pi_runtime.prg import SEED_BYTES, Seed
-from pi_runtime.ring import I64
+from pi_runtime.primitives.prg import SEED_BYTES, Seed
+from pi_runtime.primitives.ring import I64
 
 ID_BYTES = 16
 _IDENTITY_FILE = "model.json"

@@ -22,9 +22,9 @@ from pi_runtime.preset.bundle import gate_part, layout_of
 from pi_runtime.preset.linear_ops import Weight, Weights, broadcast_bias, multiply, weight_shape
 from pi_runtime.preset.program import Program, Step
 from pi_runtime.preset.shares import BundlePads, kept_elements, walk_client_shares
-from pi_runtime.prg import Label, Seed, Stream
-from pi_runtime.relu_gate import gate_deal
-from pi_runtime.ring import I64
+from pi_runtime.primitives.prg import Label, Seed, Stream
+from pi_runtime.primitives.relu_gate import gate_deal
+from pi_runtime.primitives.ring import I64
 
 Pad = Mapping[str, I64]
 PackedPad = Mapping[str, Weight]

@@ -23,8 +23,8 @@ from pi_runtime.preset.bundle import layout_of
 from pi_runtime.preset.program import Program, Step
 from pi_runtime.preset.public_ops import apply_public
 from pi_runtime.preset.shares import BundlePads, kept_elements, replace_kept, walk_client_shares
-from pi_runtime.relu_gate import GateMaterial, gate_expand, gate_finish, gate_open
-from pi_runtime.ring import I64, decode, encode, pack, packed_bytes, signed_low_bits, unpack
+from pi_runtime.primitives.relu_gate import GateMaterial, gate_expand, gate_finish, gate_open
+from pi_runtime.primitives.ring import I64, decode, encode, pack, packed_bytes, signed_low_bits, unpack
 
 Bytes = bytes | bytearray | memoryview
 Product = Callable[[Step, I64], I64]

@@ -14,7 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pi_runtime.child_control import Control
+from pi_runtime.child.control import Control
 from pi_runtime.errors import BackendError, PiError
 from pi_runtime.graph import load_public
 from pi_runtime.onnx_graph import load_onnx

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
-from pi_runtime.channel import Channel
-from pi_runtime.endpoint import Endpoint
 from pi_runtime.errors import RemoteProtocolError
-from pi_runtime.messages import Kind
+from pi_runtime.net.channel import Channel
+from pi_runtime.net.endpoint import Endpoint
+from pi_runtime.net.messages import Kind
 from pi_runtime.preset.bundle import BundleLayout
 from pi_runtime.preset.ledger import Ledger
 from pi_runtime.preset.model import PublicModel

@@ -8,7 +8,7 @@ import numpy as np
 
 from pi_runtime.preset.lowering import EDGE
 from pi_runtime.preset.program import Step
-from pi_runtime.ring import I64
+from pi_runtime.primitives.ring import I64
 
 
 def apply_public(step: Step, inputs: Sequence[I64], *, constants: bool) -> I64:

@@ -16,27 +16,27 @@ from typing import Any
 from rich.console import Console
 from rich.progress import track
 
-from pi_runtime.endpoint import Endpoint
 from pi_runtime.errors import ConfigError
 from pi_runtime.graph import load_public
-from pi_runtime.messages import Identity
+from pi_runtime.net.endpoint import Endpoint
+from pi_runtime.net.messages import Identity
+from pi_runtime.net.shaping import parse_profile
+from pi_runtime.net.tls import load_credentials
+from pi_runtime.net.traffic import Traffic
 from pi_runtime.onnx_graph import load_onnx
 from pi_runtime.preset.client import PresetClient
 from pi_runtime.preset.dealer import Dealer
 from pi_runtime.preset.server import PresetServer
 from pi_runtime.preset.service import log
-from pi_runtime.prg import PRG_ID
-from pi_runtime.shaping import parse_profile
-from pi_runtime.store import BundleStore
-from pi_runtime.tls import load_credentials
-from pi_runtime.traffic import Traffic
+from pi_runtime.preset.store import BundleStore
+from pi_runtime.primitives.prg import PRG_ID
 
 
 @dataclass(frozen=True, kw_only=True)
 class Access:
     """How a role meets the others, and where it keeps its state.
 
-    certs: directory of :mod:`pi_runtime.certs`, for mutual TLS. insecure_loopback: plain TCP on loopback instead.
+    certs: directory of :mod:`pi_runtime.net.certs`, for mutual TLS. insecure_loopback: plain TCP on loopback instead.
     name: of the party, where its certificates leave a choice; without TLS, its word.
     state: directory of what outlives the process; a place below the user's home by default.
     network: profile that is imitated on what this side sends.

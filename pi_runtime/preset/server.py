@@ -10,11 +10,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from pi_runtime.channel import Channel
-from pi_runtime.endpoint import Endpoint
 from pi_runtime.errors import LocalProtocolError
 from pi_runtime.graph import Graph
-from pi_runtime.messages import Body, ErrorCode, Kind
+from pi_runtime.net.channel import Channel
+from pi_runtime.net.endpoint import Endpoint
+from pi_runtime.net.messages import Body, ErrorCode, Kind
 from pi_runtime.preset.assembly import Assembly
 from pi_runtime.preset.bundle import DEFAULT_MAX_BUNDLE_BYTES, BundleLayout, load_linear_part, part_bytes
 from pi_runtime.preset.dealer_link import DealerLink
@@ -24,8 +24,8 @@ from pi_runtime.preset.model import ServedModel
 from pi_runtime.preset.online import ServerMaterial, input_bytes, opening_sizes, run_server
 from pi_runtime.preset.program import Step
 from pi_runtime.preset.service import RefusedRequest, Service, Visit, check_bundle_bytes, log
+from pi_runtime.preset.store import BundleStore
 from pi_runtime.preset.warmup import warm_up
-from pi_runtime.store import BundleStore
 
 DEFAULT_MAX_CLIENTS = 16
 DEFAULT_MAX_UNSPENT = 1024

@@ -18,10 +18,10 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 
-from pi_runtime.channel import Channel, Control
-from pi_runtime.endpoint import Endpoint
 from pi_runtime.errors import PiError, RemoteProtocolError
-from pi_runtime.messages import ErrorCode, Kind
+from pi_runtime.net.channel import Channel, Control
+from pi_runtime.net.endpoint import Endpoint
+from pi_runtime.net.messages import ErrorCode, Kind
 from pi_runtime.preset.ledger import Ledger
 
 log = logging.getLogger("pi_runtime.preset")

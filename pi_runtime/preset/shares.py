@@ -15,8 +15,8 @@ import numpy as np
 from pi_runtime.graph import Shape
 from pi_runtime.preset.program import Program, Step
 from pi_runtime.preset.public_ops import apply_public, truncate
-from pi_runtime.prg import Label, Seed, Stream
-from pi_runtime.ring import I64
+from pi_runtime.primitives.prg import Label, Seed, Stream
+from pi_runtime.primitives.ring import I64
 
 
 class Pads(Protocol):

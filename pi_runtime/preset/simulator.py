@@ -17,7 +17,7 @@ from pi_runtime.preset.linear_ops import Weight, broadcast_bias, multiply
 from pi_runtime.preset.program import Program, Step
 from pi_runtime.preset.public_ops import apply_public, truncate
 from pi_runtime.preset.shares import Pads, kept_elements, replace_kept, walk_client_shares
-from pi_runtime.ring import I64, decode, encode, signed_low_bits
+from pi_runtime.primitives.ring import I64, decode, encode, signed_low_bits
 
 
 @dataclass(frozen=True, kw_only=True)

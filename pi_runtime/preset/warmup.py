@@ -7,9 +7,9 @@ import numpy as np
 from pi_runtime.preset.bundle import layout_of
 from pi_runtime.preset.online import Product
 from pi_runtime.preset.program import Program
-from pi_runtime.prg import Stream
-from pi_runtime.relu_gate import gate_deal, gate_expand, gate_finish, gate_load, gate_open
-from pi_runtime.ring import pack, unpack
+from pi_runtime.primitives.prg import Stream
+from pi_runtime.primitives.relu_gate import gate_deal, gate_expand, gate_finish, gate_load, gate_open
+from pi_runtime.primitives.ring import pack, unpack
 
 
 def warm_up(program: Program, product: Product | None = None) -> None:

@@ -7,16 +7,16 @@ import threading
 import numpy as np
 import pytest
 
-from pi_runtime.endpoint import Endpoint
 from pi_runtime.export import export_onnx
-from pi_runtime.messages import Identity
+from pi_runtime.net.endpoint import Endpoint
+from pi_runtime.net.messages import Identity
+from pi_runtime.net.transport import Timeouts
 from pi_runtime.onnx_graph import load_onnx
 from pi_runtime.preset.client import PresetClient
 from pi_runtime.preset.dealer import Dealer
 from pi_runtime.preset.server import PresetServer
-from pi_runtime.prg import PRG_ID
-from pi_runtime.store import BundleStore
-from pi_runtime.transport import Timeouts
+from pi_runtime.preset.store import BundleStore
+from pi_runtime.primitives.prg import PRG_ID
 
 QUICK = Timeouts(connect_s=10, handshake_s=10, read_s=10)
 

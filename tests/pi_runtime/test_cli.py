@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pi_runtime import cli
+from pi_runtime.cli import main as cli
 from pi_runtime.export import export_onnx
 
 TINY = [
@@ -61,7 +61,7 @@ def test_help_of_every_verb_is_quick_to_load_and_explains(call):
 
 
 def test_help_does_not_load_torch():
-    script = "import sys, pi_runtime.cli; sys.exit('torch' in sys.modules)"
+    script = "import sys, pi_runtime.cli.main; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
 
 
@@ -238,7 +238,7 @@ def test_an_export_killed_at_any_of_its_files_ends_like_an_undisturbed_one(call,
         # The process kills itself in the middle of writing `victim`, before the file is in its place.
         script = (
             "import os, signal, sys; from pathlib import Path\n"
-            "from pi_runtime import cli\n"
+            "from pi_runtime.cli import main as cli\n"
             "replace = Path.replace\n"
             f"def die(self, target): os.kill(os.getpid(), signal.SIGKILL) if Path(target).name == {victim!r} "
             "else replace(self, target)\n"

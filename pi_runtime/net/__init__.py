@@ -1,0 +1,1 @@
+"""What crosses the network: frames, message schemas and order, metered channels, TLS, certificates, shaped links."""

@@ -1,0 +1,39 @@
+"""Compiled bit packing: elements of a few bits each, one after the other, little endian in bits and bytes."""
+
+from typing import Any
+
+import numpy as np
+
+from pi_runtime.primitives.kernels import kernel, reads, writes
+
+
+@kernel(reads("uint64"), "int64", writes("uint8"))
+def pack_bits(values: Any, bits: int, packed: Any) -> None:
+    """Element i of `values` goes to bits i*bits .. (i+1)*bits - 1 of `packed`; what it has above is cut off."""
+    mask = (np.uint64(1) << np.uint64(bits)) - np.uint64(1)
+    pending, pending_bits, position = np.uint64(0), 0, 0
+    for i in range(values.shape[0]):
+        pending |= (values[i] & mask) << np.uint64(pending_bits)
+        pending_bits += bits
+        while pending_bits >= 8:
+            packed[position] = np.uint8(pending & np.uint64(255))
+            pending >>= np.uint64(8)
+            pending_bits -= 8
+            position += 1
+    if pending_bits > 0:
+        packed[position] = np.uint8(pending & np.uint64(255))
+
+
+@kernel(reads("uint8"), "int64", writes("uint64"))
+def unpack_bits(packed: Any, bits: int, values: Any) -> None:
+    """The inverse of `pack_bits`."""
+    mask = (np.uint64(1) << np.uint64(bits)) - np.uint64(1)
+    pending, pending_bits, position = np.uint64(0), 0, 0
+    for i in range(values.shape[0]):
+        while pending_bits < bits:
+            pending |= np.uint64(packed[position]) << np.uint64(pending_bits)
+            pending_bits += 8
+            position += 1
+        values[i] = pending & mask
+        pending >>= np.uint64(bits)
+        pending_bits -= bits

@@ -1,0 +1,331 @@
+"""The bundle store. Oracles: the invariant "no id is ever usable twice", checked after a kill at every single line, by
+racing processes, and after restoring old copies."""
+
+import json
+import os
+import secrets
+import shutil
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import textwrap
+
+import pytest
+
+from pi_runtime.errors import ConfigError, LocalProtocolError
+from pi_runtime.preset.store import BundleStore
+
+KIND = {"model_id": "0" * 32, "graph_hash": "1" * 64, "batch": 4}
+
+
+def add(store, bundle_id=None, material=b"material"):
+    bundle_id = bundle_id or secrets.token_hex(16)
+    store.add(bundle_id, lambda file: file.write(material), owner="alice", **KIND)
+    return bundle_id
+
+
+def files(directory):
+    return sorted(path.name for path in directory.iterdir() if path.suffix in (".part", ".material"))
+
+
+@pytest.fixture
+def store(tmp_path):
+    with BundleStore(tmp_path / "store", "client") as store:
+        yield store
+
+
+def test_a_bundle_goes_from_ready_to_spent_and_its_material_is_erased(store):
+    bundle_id = add(store, material=b"x" * 5000)
+    assert store.counts() == {"reserved": 0, "ready": 1, "spent": 0}
+    with store.next_ready(**KIND) as lease:
+        mapped = lease.map()
+        assert store.spend(bundle_id) == lease.bundle
+    assert lease.bundle.bundle_id == bundle_id
+    assert (lease.bundle.owner, lease.bundle.batch, lease.bundle.material_bytes) == ("alice", 4, 5000)
+    assert mapped[:] == b"x" * 5000, "the material outlives its file for who opened it before"
+    assert store.counts() == {"reserved": 0, "ready": 0, "spent": 1}
+    assert files(store.directory) == []
+    assert store.next_ready(**KIND) is None
+
+
+def test_bundles_come_in_order_and_only_of_the_wanted_kind(store):
+    first, second = add(store), add(store)
+    other = secrets.token_hex(16)
+    store.add(other, lambda file: file.write(b"x"), owner="alice", **(KIND | {"batch": 1}))
+    with store.next_ready(**KIND) as one, store.next_ready(**KIND) as two:
+        assert [one.bundle.bundle_id, two.bundle.bundle_id] == [first, second]
+        assert store.next_ready(**KIND) is None
+    with store.next_ready(**KIND) as again:
+        assert again.bundle.bundle_id == first, "a lease that was let go unspent is ready again"
+    for changed in ({"model_id": "2" * 32}, {"graph_hash": "2" * 64}, {"batch": 2}):
+        assert store.next_ready(**(KIND | changed)) is None
+
+
+def test_a_spent_id_can_never_be_spent_opened_or_added_again(store):
+    bundle_id = add(store)
+    store.spend(bundle_id)
+    for use in (store.spend, store.open_material, lambda known: add(store, known)):
+        with pytest.raises(LocalProtocolError, match=r"spent|added before"):
+            use(bundle_id)
+    with BundleStore(store.directory, "client") as reopened, pytest.raises(LocalProtocolError, match="is spent"):
+        reopened.spend(bundle_id)
+
+
+def test_unknown_and_malformed_ids_are_refused(store):
+    with pytest.raises(LocalProtocolError, match="unknown here"):
+        store.spend("0" * 32)
+    with pytest.raises(LocalProtocolError, match="unknown here"):
+        store.open_material("0" * 32)
+    for bad in ("", "../../etc/passwd", "A" * 32, "0" * 31, "0" * 32 + "\n"):
+        with pytest.raises(LocalProtocolError, match="32 lower-case hex"):
+            store.open_material(bad)
+
+
+def test_a_leased_bundle_is_in_use_for_everyone_else(store):
+    bundle_id = add(store)
+    with (
+        BundleStore(store.directory, "client") as other,
+        store.open_material(bundle_id),
+        pytest.raises(LocalProtocolError, match="in use"),
+    ):
+        other.open_material(bundle_id)
+
+
+def test_half_written_bundles_are_never_ready(store):
+    bundle_id = secrets.token_hex(16)
+
+    def write_half(file):
+        file.write(b"half")
+        with BundleStore(store.directory, "client") as other:  # its sweep must leave a living writer alone
+            assert other.counts()["reserved"] == 1
+            with pytest.raises(LocalProtocolError, match="is reserved"):
+                other.spend(bundle_id)
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        store.add(bundle_id, write_half, owner="alice", **KIND)
+    assert store.counts() == {"reserved": 0, "ready": 0, "spent": 1}
+    assert files(store.directory) == []
+    with pytest.raises(LocalProtocolError, match="no material"):
+        add(store, material=b"")
+
+
+def test_the_database_itself_refuses_to_move_a_mark_back(store):
+    bundle_id = add(store)
+    store.spend(bundle_id)
+    with sqlite3.connect(store.directory / "bundles.sqlite3") as database:
+        for statement in ("UPDATE bundles SET state = 'ready'", "DELETE FROM bundles"):
+            with pytest.raises(sqlite3.IntegrityError, match="a mark"):
+                database.execute(statement)
+    database.close()
+
+
+KILL_AT_EVERY_LINE = textwrap.dedent(
+    """
+    import json, os, signal, sys
+    from pathlib import Path
+    import pi_runtime.preset.store
+    from pi_runtime.preset.store import BundleStore
+    from pi_runtime.errors import LocalProtocolError
+
+    KIND = {"model_id": "0" * 32, "graph_hash": "1" * 64, "batch": 4}
+    BUNDLE = "a" * 32
+
+    def use(directory, last_line):
+        left = last_line
+        def on_line(frame, event, argument):
+            nonlocal left
+            if frame.f_code.co_filename != pi_runtime.preset.store.__file__:
+                return None
+            if event == "line":
+                left -= 1
+                if left == 0:
+                    os.kill(os.getpid(), signal.SIGKILL)
+            return on_line
+        sys.settrace(on_line)
+        store = BundleStore(directory, "client")
+        store.add(BUNDLE, lambda file: file.write(b"material"), owner="alice", **KIND)
+        with store.next_ready(**KIND) as lease:
+            store.spend(lease.bundle.bundle_id)
+            (directory / "used").touch()  # stands for the first masked byte
+        sys.settrace(None)
+        os._exit(0)
+
+    def refused(use):
+        try:
+            use()
+        except LocalProtocolError:
+            return True
+        return False
+
+    root, kills, outcomes = Path(sys.argv[1]), 0, []
+    while True:
+        directory = root / str(kills)
+        child = os.fork()
+        if child == 0:
+            use(directory, kills + 1)
+        _, status = os.waitpid(child, 0)
+        if status == 0:
+            break
+        assert os.WTERMSIG(status) == signal.SIGKILL, status
+        with BundleStore(directory, "client") as store:
+            counts = store.counts()
+            used = (directory / "used").exists()
+            assert counts["reserved"] == 0, counts
+            material = {path.stem for path in directory.iterdir() if path.suffix in (".part", ".material")}
+            assert material == ({BUNDLE} if counts["ready"] else set()), material
+            assert not (used and counts["ready"]), "a used bundle came back"
+            if counts["ready"]:
+                store.spend(BUNDLE)
+            if sum(counts.values()):
+                assert refused(lambda: store.spend(BUNDLE))
+                assert refused(lambda: store.open_material(BUNDLE))
+                assert refused(lambda: store.add(BUNDLE, lambda file: file.write(b"x"), owner="alice", **KIND))
+                assert store.next_ready(**KIND) is None
+        outcomes.append([counts["ready"], counts["spent"], used])
+        kills += 1
+    print(json.dumps(outcomes))
+    """
+)
+
+
+def test_killed_at_every_line_no_id_is_usable_twice():
+    # In memory where there is such a place: a killed process loses nothing there either, and hundreds of stores flush.
+    memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+    with tempfile.TemporaryDirectory(dir=memory) as directory:
+        done = subprocess.run(
+            [sys.executable, "-c", KILL_AT_EVERY_LINE, directory], capture_output=True, text=True, timeout=300
+        )
+    assert done.returncode == 0, done.stderr
+    outcomes = [tuple(outcome) for outcome in json.loads(done.stdout)]
+    # Not vacuous: kills fell before the bundle was added, while ready, when spent but unused, and after its use.
+    assert set(outcomes) >= {(0, 0, False), (1, 0, False), (0, 1, False), (0, 1, True)}
+
+
+RACE = textwrap.dedent(
+    """
+    import sys
+    from pathlib import Path
+    from pi_runtime.preset.store import BundleStore
+    KIND = {"model_id": "0" * 32, "graph_hash": "1" * 64, "batch": 4}
+    with BundleStore(Path(sys.argv[1]), "client") as store:
+        print("ready", flush=True)
+        sys.stdin.readline()
+        while (lease := store.next_ready(**KIND)) is not None:
+            with lease:
+                store.spend(lease.bundle.bundle_id)
+                print(lease.bundle.bundle_id, flush=True)
+    """
+)
+
+
+def test_two_processes_racing_for_fifty_bundles_get_disjoint_sets(store):
+    ids = {add(store) for _ in range(50)}
+    racers = [
+        subprocess.Popen(
+            [sys.executable, "-c", RACE, str(store.directory)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        for _ in range(2)
+    ]
+    for racer in racers:
+        assert racer.stdout.readline() == "ready\n"
+    for racer in racers:
+        racer.stdin.write("go\n")
+        racer.stdin.flush()
+    taken = [racer.communicate(timeout=120)[0].split() for racer in racers]
+    assert [racer.returncode for racer in racers] == [0, 0]
+    assert all(taken), "both must have got some, or nothing raced"
+    assert sorted(taken[0] + taken[1]) == sorted(ids)
+
+
+@pytest.mark.parametrize("rolled_back", ["client", "server"])
+def test_when_one_side_is_restored_in_place_the_other_refuses(tmp_path, rolled_back):
+    client, server = (tmp_path / role for role in ("client", "server"))
+    stores = {"client": client, "server": server}
+    bundle_id = secrets.token_hex(16)
+    for role, directory in stores.items():
+        with BundleStore(directory, role) as store:
+            add(store, bundle_id)
+    backup = {path.name: path.read_bytes() for path in stores[rolled_back].iterdir()}
+    for role in ("server", "client"):
+        with BundleStore(stores[role], role) as store:
+            store.spend(bundle_id)
+    for name, content in backup.items():
+        (stores[rolled_back] / name).write_bytes(content)
+    other = "server" if rolled_back == "client" else "client"
+    with BundleStore(stores[rolled_back], rolled_back) as store:
+        assert store.counts()["ready"] == 1, "the restored side believes the bundle is unspent"
+    with BundleStore(stores[other], other) as store, pytest.raises(LocalProtocolError, match="is spent"):
+        store.spend(bundle_id)
+
+
+def test_a_copied_store_and_a_restored_tree_are_refused(tmp_path):
+    original, backup = tmp_path / "original", tmp_path / "backup"
+    with BundleStore(original, "client") as store:
+        add(store)
+    shutil.copytree(original, backup)
+    with pytest.raises(ConfigError, match="is a copy of a store"):
+        BundleStore(backup, "client")
+    shutil.rmtree(original)
+    shutil.copytree(backup, original)
+    with pytest.raises(ConfigError, match="is a copy of a store"):
+        BundleStore(original, "client")
+
+
+def test_a_database_restored_without_its_material_marks_the_bundle_spent(store):
+    bundle_id = add(store)
+    database = store.directory / "bundles.sqlite3"
+    old = database.read_bytes()
+    store.spend(bundle_id)
+    store.close()
+    database.write_bytes(old)
+    with BundleStore(store.directory, "client") as restored:
+        assert restored.counts() == {"reserved": 0, "ready": 0, "spent": 1}
+
+
+def test_vanished_material_is_reported(store):
+    bundle_id = add(store)
+    (store.directory / f"{bundle_id}.material").unlink()
+    with pytest.raises(LocalProtocolError, match="is gone"):
+        store.open_material(bundle_id)
+    assert store.next_ready(**KIND) is None
+
+
+def test_a_damaged_foreign_or_other_roles_store_is_one_clear_error(tmp_path):
+    with BundleStore(tmp_path / "mine", "client"):
+        pass
+    with pytest.raises(ConfigError, match="store of a client, not of a server"):
+        BundleStore(tmp_path / "mine", "server")
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged" / "bundles.sqlite3").write_bytes(b"not a database" * 100)
+    with pytest.raises(ConfigError, match="damaged or cannot be used"):
+        BundleStore(tmp_path / "damaged", "client")
+    (tmp_path / "foreign").mkdir()
+    database = sqlite3.connect(tmp_path / "foreign" / "bundles.sqlite3")
+    database.execute("CREATE TABLE other (x)")
+    database.commit()
+    database.close()
+    with pytest.raises(ConfigError, match="is no store of bundles"):
+        BundleStore(tmp_path / "foreign", "client")
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match="cannot write the store"):
+        BundleStore(tmp_path / "file", "client")
+
+
+def test_a_damaged_page_is_a_clear_error(store):
+    for _ in range(40):
+        add(store)
+    store.close()
+    database = store.directory / "bundles.sqlite3"
+    content = bytearray(database.read_bytes())
+    content[1024:] = b"\xff" * (len(content) - 1024)
+    database.write_bytes(content)
+    with pytest.raises(ConfigError, match="damaged"):
+        BundleStore(store.directory, "client").counts()
+
+
+def test_material_is_private(store):
+    bundle_id = add(store)
+    for path in (store.directory / f"{bundle_id}.material", store.directory / "bundles.sqlite3"):
+        assert path.stat().st_mode & 0o077 == 0
