@@ -60,10 +60,11 @@ def build_onnx(
 
 
 def add_metadata(proto: onnx.ModelProto, facts: Mapping[str, object]) -> None:
-    """Adds public facts to those that ``proto`` carries."""
+    """Adds public facts to those that ``proto`` carries; a fact that is None is taken out."""
     known = {prop.key: prop.value for prop in proto.metadata_props}
     merged = json.loads(known.get(METADATA_KEY, "{}")) | dict(facts)
-    helper.set_model_props(proto, known | {METADATA_KEY: json.dumps(merged, sort_keys=True)})
+    kept = {key: value for key, value in merged.items() if value is not None}
+    helper.set_model_props(proto, known | {METADATA_KEY: json.dumps(kept, sort_keys=True)})
 
 
 def save_onnx(proto: onnx.ModelProto, path: Path) -> None:

@@ -16,6 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import fx, nn
 
 from pi_runtime.errors import ExportError
+from pi_runtime.relu_pattern import kept_relu
 from pi_runtime.tracing import TRACE_BATCH, relu_mask_of, wire_shape
 
 OPSET = 17  # the newest that onnxruntime 1.20 and older readers know; has every operator used here
@@ -187,22 +188,12 @@ class OnnxWriter:
         self.relu_count += len(kept)
         if len(kept) == 0:
             self.wires[node] = wire
-        elif len(kept) == prod(shape):
-            self._emit("Relu", [wire], node)
-        else:
-            self._partial_relu(node, wire, shape, kept)
-
-    def _partial_relu(self, node: fx.Node, wire: str, shape: tuple[int, ...], kept: npt.NDArray[np.int64]) -> None:
+            return
         name = self._name(node)
-        indices = self._constant(f"{name}.kept", kept.astype(np.int64))
-        row = self._constant(f"{name}.kept_row", kept.astype(np.int64)[None, :])
-        flat = self._emit("Reshape", [wire, self._constant(f"{name}.flat", np.array([0, -1]))], f"{name}.flat_wire")
-        gathered = self._emit("Gather", [flat, indices], f"{name}.gathered", axis=1)
-        rectified = self._emit("Relu", [gathered], f"{name}.rectified")
-        size = self._emit("Shape", [rectified], f"{name}.size")
-        rows = self._emit("Expand", [row, size], f"{name}.rows")
-        scattered = self._emit("ScatterElements", [flat, rows, rectified], f"{name}.scattered", axis=1)
-        self._emit("Reshape", [scattered, self._constant(f"{name}.shape", np.array([0, *shape]))], node)
+        self.wires[node] = f"{name}.out"
+        nodes, constants = kept_relu(name, wire, self.wires[node], shape, kept.astype(np.int64))
+        self.nodes += nodes
+        self.initializers |= {constant.name: constant for constant in constants}
 
     def _elementwise_sum(self, node: fx.Node) -> None:
         _require(
