@@ -11,15 +11,15 @@ A figure is counted in exactly one of them. Bytes are counted where they leave a
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 import numpy.typing as npt
+
+from pi_runtime.closing import Closing
 
 PHASES = ("setup", "offline", "online")
 ROLES = ("client", "server", "dealer")
@@ -81,8 +81,8 @@ class RunCost:
     layers: tuple[LayerCost, ...] = ()
 
 
-class Backend(ABC):
-    """Runs one exported graph. Use as a context manager; ``close`` ends every process that it started."""
+class Backend(Closing):
+    """Runs one exported graph; ``close`` ends every process that it started."""
 
     name: str
 
@@ -109,14 +109,6 @@ class Backend(ABC):
     @abstractmethod
     def close(self) -> None:
         """Ends processes and connections; safe to call twice."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def sum_costs(costs: Iterable[Cost]) -> Cost:

@@ -1,9 +1,7 @@
 """A channel: messages to and from one peer, in legal order, each within a time limit, counted by tag.
 
-Array payloads go from the caller's memory to the transport and back without a copy in between, beyond what arrives
-together with a frame header. A channel is used by one thread at a time; ``close`` may be called from another, and wakes
-it. After any ``RemoteProtocolError`` it is
-closed: a broken connection ends whatever was under way.
+A channel is used by one thread at a time; ``close`` may be called from another, and wakes it. After any
+``RemoteProtocolError`` it is closed: a broken connection ends whatever was under way.
 """
 
 from __future__ import annotations
@@ -12,37 +10,22 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from pi_runtime.closing import Closing
 from pi_runtime.errors import LocalProtocolError, RemoteProtocolError
-from pi_runtime.net.messages import (
-    MAX_TEXT_CHARS,
-    ErrorCode,
-    Identity,
-    Kind,
-    Scalar,
-    decode_control,
-    encode_control,
-)
+from pi_runtime.net.frames import FramePipe, PeerRefusal
+from pi_runtime.net.messages import MAX_TEXT_CHARS, ErrorCode, Identity, Kind, Scalar, decode_control, encode_control
 from pi_runtime.net.order import BYE_STATES, CLOSED, Session
-from pi_runtime.net.traffic import Counts, Traffic
-from pi_runtime.net.transport import PeerAlert, Timeouts, Transport
-from pi_runtime.net.wire import HEADER_BYTES, NO_LAYER, Decoder, Header, Sendable, as_bytes, encode_header, split_frames
+from pi_runtime.net.traffic import Meter, Traffic
+from pi_runtime.net.transport import Timeouts, Transport
+from pi_runtime.net.wire import NO_LAYER, Header, Sendable, as_bytes, split_frames
 
-_READ_BYTES = 64 << 10
 _STREAM_BYTES = 256 << 10
-_FAREWELL_S = 2.0
-
-
-class PeerRefusal(RemoteProtocolError):
-    """The peer ended the connection with an ERROR message; ``code`` is its reason."""
-
-    def __init__(self, peer: Identity, code: ErrorCode, text: str) -> None:
-        super().__init__(f"{peer} refused: {text}")
-        self.code = code
+_OWN_FAILURE = "it failed for a reason of its own; see its log"
 
 
 class Control(NamedTuple):
@@ -52,26 +35,32 @@ class Control(NamedTuple):
     body: dict[str, Scalar]
 
 
-class Channel:
-    """Messages over ``transport``. Made by :class:`pi_runtime.net.endpoint.Endpoint`, which also does the greeting."""
+class Channel(Closing):
+    """Messages over ``transport``. Made by :class:`pi_runtime.net.endpoint.Endpoint`, which also does the greeting.
+
+    As a context manager it says BYE at the end of its block, or ERROR where the block raised.
+    """
 
     def __init__(
         self, transport: Transport, session: Session, *, peer: Identity, timeouts: Timeouts | None = None
     ) -> None:
-        self.peer = peer
         self.timeouts = timeouts or Timeouts()
-        self._transport = transport
+        self._pipe = FramePipe(transport, peer)
         self._session = session
-        self._decoder = Decoder()
-        self._scratch = memoryview(bytearray(_READ_BYTES))
-        self._frames_sent = 0
-        self._spoke_last = False
-        self._doing = "waiting"
-        self._counts: dict[str, Counts] = {}
+        self._meter = Meter()
+
+    @property
+    def peer(self) -> Identity:
+        """Who is at the other end: as certified, or as it says until then."""
+        return self._pipe.peer
+
+    @peer.setter
+    def peer(self, peer: Identity) -> None:
+        self._pipe.peer = peer
 
     def traffic(self) -> Traffic:
         """A snapshot of the counts since the channel began, the greeting included (tag ``hello``)."""
-        return Traffic({tag: counts + Counts() for tag, counts in self._counts.items()})
+        return self._meter.traffic()
 
     # Sending
 
@@ -117,22 +106,19 @@ class Channel:
             RemoteProtocolError: it sent anything else, nothing in time, or went away.
         """
         deadline = time.monotonic() + (self.timeouts.read_s if within_s is None else within_s)
-        self._doing = f"waiting for {' or '.join(kind.name for kind in kinds)}"
+        self._pipe.doing = f"waiting for {' or '.join(kind.name for kind in kinds)}"
         try:
             header = self._begin(kinds, NO_LAYER, deadline)
-            body = decode_control(header.kind, self._payload(header, deadline))
+            body = decode_control(header.kind, self._pipe.payload(header, deadline))
         except BaseException as error:
             self._fail(error)
             raise
-        self._count_received(self._count(header.kind, NO_LAYER, tag), header.length, frames=1)
+        self._meter.received(tag or _tag(header.kind, NO_LAYER), header.length, frames=1)
         return Control(header.kind, body)
 
     def poll(self, within_s: float) -> bool:
         """Whether bytes of the peer, or its end, are here or come in ``within_s``; takes nothing off the channel."""
-        try:
-            return self._decoder.buffered > 0 or self._transport.poll(within_s)
-        except OSError:
-            return True  # the next receive says what happened
+        return self._pipe.poll(within_s)
 
     def recv_array(
         self,
@@ -157,7 +143,7 @@ class Channel:
             if not views:
                 result = np.empty(nbytes, np.uint8)
                 views.append(as_bytes(result))
-            self._fill_all(views, length, deadline)
+            self._pipe.fill_all(views, length, deadline)
 
         self._receive(kind, layer, nbytes, take, tag, within_s=within_s)
         return result
@@ -172,7 +158,7 @@ class Channel:
         views = [as_bytes(buffer) for buffer in buffers]
 
         def take(length: int, deadline: float) -> None:
-            self._fill_all(views, length, deadline)
+            self._pipe.fill_all(views, length, deadline)
 
         self._receive(kind, layer, sum(map(len, views)), take, tag)
 
@@ -197,7 +183,7 @@ class Channel:
         def take(length: int, deadline: float) -> None:
             while length:
                 part = piece[:length]
-                self._fill(part, deadline)
+                self._pipe.fill(part, deadline)
                 length -= len(part)
                 sink(part)
 
@@ -224,22 +210,13 @@ class Channel:
             return
         printable = "".join(c if " " <= c <= "~" else "?" for c in text)[:MAX_TEXT_CHARS]
         payload = encode_control(Kind.ERROR, {"code": code.value, "text": printable})
-        try:
-            self._session.send(Kind.ERROR)
-            header = encode_header(Kind.ERROR, NO_LAYER, self._frames_sent, len(payload))
-            self._transport.send(header, payload, deadline=time.monotonic() + _FAREWELL_S)
-        except (OSError, LocalProtocolError):
-            return
-        finally:
-            self.close()
+        self._session.state = CLOSED
+        self._pipe.send_last(Kind.ERROR, NO_LAYER, payload)
 
     def close(self) -> None:
         """Ends the connection without a word; safe to call twice."""
         self._session.state = CLOSED
-        self._transport.close()
-
-    def __enter__(self) -> Self:
-        return self
+        self._pipe.close()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -247,7 +224,7 @@ class Channel:
         if error is None:
             self.bye()
         else:
-            self.refuse(ErrorCode.INTERNAL, "it failed for a reason of its own; see its log")
+            self.refuse(ErrorCode.INTERNAL, _OWN_FAILURE)
 
     # The inside
 
@@ -255,8 +232,7 @@ class Channel:
         self, kind: Kind, layer: int, nbytes: int, groups: Iterable[Sequence[memoryview]], tag: str | None
     ) -> None:
         self._session.send(kind, layer)
-        counts = self._count(kind, layer, tag)
-        overhead = self._transport.overhead_bytes
+        overhead = self._pipe.overhead_bytes
         sent = frames = 0
         try:
             for frame in chain.from_iterable(map(split_frames, groups if nbytes else [[]])):
@@ -265,29 +241,19 @@ class Channel:
                     continue
                 if (sent := sent + length) > nbytes:
                     break
-                self._send_frame(kind, layer, frame, length)
+                limit_s = self.timeouts.read_s + length / self.timeouts.min_rate_bytes_s
+                self._pipe.send(kind, layer, frame, deadline=time.monotonic() + limit_s)
                 frames += 1
             if sent != nbytes:
                 raise LocalProtocolError(f"{kind.name} must have {nbytes:,} bytes, got pieces of {sent:,}")
         except RemoteProtocolError:
+            self.close()
             raise
         except BaseException:
             self.refuse(ErrorCode.INTERNAL, f"could not make {kind.name}")
             raise
-        counts.payload_sent_bytes += sent
-        counts.framing_sent_bytes += frames * HEADER_BYTES
-        counts.tls_sent_bytes += self._transport.overhead_bytes - overhead
-        counts.messages_sent += 1
-        self._spoke_last = True
-
-    def _send_frame(self, kind: Kind, layer: int, frame: list[memoryview], length: int) -> None:
-        header = encode_header(kind, layer, self._frames_sent, length)
-        limit_s = self.timeouts.read_s + length / self.timeouts.min_rate_bytes_s
-        try:
-            self._transport.send(header, *frame, deadline=time.monotonic() + limit_s)
-        except OSError as error:
-            raise self._unsent(error, kind) from error
-        self._frames_sent += 1
+        tls_bytes = self._pipe.overhead_bytes - overhead
+        self._meter.sent(tag or _tag(kind, layer), sent, frames=frames, tls_bytes=tls_bytes)
 
     def _receive(
         self,
@@ -303,7 +269,7 @@ class Channel:
         """Receives one array message; ``take`` moves the so many next bytes to their place before a deadline."""
         limit_s = (self.timeouts.read_s if within_s is None else within_s) + nbytes / self.timeouts.min_rate_bytes_s
         deadline = time.monotonic() + limit_s
-        self._doing = f"waiting for {kind.name}"
+        self._pipe.doing = f"waiting for {kind.name}"
         left, frames = nbytes, 1
         try:
             header = self._begin((kind,), layer, deadline)
@@ -320,26 +286,17 @@ class Channel:
                 frames += 1
                 if limit_each_frame:
                     deadline = time.monotonic() + limit_s
-                header = self._header(deadline)
+                header = self._pipe.header(deadline)
                 if header.kind is not kind or header.layer != layer:
                     raise RemoteProtocolError(f"{self.peer} sent {header.kind.name} in the middle of {kind.name}")
         except BaseException as error:
             self._fail(error)
             raise
-        self._count_received(self._count(kind, layer, tag), nbytes, frames)
-
-    def _fail(self, error: BaseException) -> None:
-        """Closes after any failure of a receive, and tells the peer whether it is to blame."""
-        if isinstance(error, PeerRefusal):
-            self.close()
-        elif isinstance(error, RemoteProtocolError):
-            self.refuse(ErrorCode.PROTOCOL, str(error))
-        else:
-            self.refuse(ErrorCode.INTERNAL, "it failed for a reason of its own; see its log")
+        self._meter.received(tag or _tag(kind, layer), nbytes, frames=frames)
 
     def _begin(self, kinds: Sequence[Kind], layer: int, deadline: float) -> Header:
         """The first frame's header of a message that must be one of ``kinds``."""
-        header = self._header(deadline)
+        header = self._pipe.header(deadline)
         self._session.receive(header.kind, header.layer)
         if header.kind not in kinds:
             if header.kind is Kind.BYE:
@@ -350,76 +307,16 @@ class Channel:
             raise RemoteProtocolError(f"{self.peer} sent {header.kind.name} for layer {header.layer}, due is {layer}")
         return header
 
-    def _header(self, deadline: float) -> Header:
-        while (header := self._decoder.next_header()) is None:
-            self._decoder.feed(self._scratch[: self._read(self._scratch, deadline)])
-        if header.kind is Kind.ERROR:
-            body = decode_control(Kind.ERROR, self._payload(header, deadline))
-            raise PeerRefusal(self.peer, ErrorCode(str(body["code"])), str(body["text"]))
-        return header
+    def _fail(self, error: BaseException) -> None:
+        """Closes after any failure of a receive, and tells the peer whether it is to blame."""
+        if isinstance(error, PeerRefusal):
+            self.close()
+        elif isinstance(error, RemoteProtocolError):
+            self.refuse(ErrorCode.PROTOCOL, str(error))
+        else:
+            self.refuse(ErrorCode.INTERNAL, _OWN_FAILURE)
 
-    def _payload(self, header: Header, deadline: float) -> bytearray:
-        payload = bytearray(header.length)
-        self._fill(memoryview(payload), deadline)
-        return payload
 
-    def _fill_all(self, views: list[memoryview], length: int, deadline: float) -> None:
-        """Moves the next ``length`` bytes of the present payload to the front of ``views``, which it takes off."""
-        while length:
-            view = views[0]
-            if len(view) > length:
-                view, views[0] = view[:length], view[length:]
-            else:
-                views.pop(0)
-            self._fill(view, deadline)
-            length -= len(view)
-
-    def _fill(self, view: memoryview, deadline: float) -> None:
-        """Fills ``view`` with the next bytes of the present payload."""
-        filled = self._decoder.take(view)
-        while filled < len(view):
-            count = self._read(view[filled:], deadline)
-            self._decoder.bypassed(count)
-            filled += count
-
-    def _read(self, view: memoryview, deadline: float) -> int:
-        try:
-            count = self._transport.recv_into(view, deadline=deadline)
-        except OSError as error:
-            raise self._broken(error, self._doing) from error
-        if not count:
-            raise RemoteProtocolError(f"{self.peer} closed the connection")
-        return count
-
-    def _count(self, kind: Kind, layer: int, tag: str | None) -> Counts:
-        if tag is None:
-            tag = kind.name.lower() if layer == NO_LAYER else f"layer{layer}.{kind.name.lower()}"
-        return self._counts.setdefault(tag, Counts())
-
-    def _count_received(self, counts: Counts, nbytes: int, frames: int) -> None:
-        counts.payload_received_bytes += nbytes
-        counts.framing_received_bytes += frames * HEADER_BYTES
-        counts.messages_received += 1
-        counts.rounds += self._spoke_last
-        self._spoke_last = False
-
-    def _broken(self, error: OSError, doing: str) -> RemoteProtocolError:
-        """Closes after a failure of the transport; says what went wrong."""
-        self.close()
-        if isinstance(error, TimeoutError):
-            return RemoteProtocolError(f"{self.peer} did not go on in time while this side was {doing}")
-        reason = error.strerror or str(error) or type(error).__name__
-        return RemoteProtocolError(f"{self.peer} went away while this side was {doing}: {reason}")
-
-    def _unsent(self, error: OSError, kind: Kind) -> RemoteProtocolError:
-        """As :meth:`_broken`; but where the peer said why before it went away, that is the reason."""
-        if not isinstance(error, TimeoutError):
-            try:
-                self._header(time.monotonic() + _FAREWELL_S)
-            except PeerRefusal as refusal:
-                self.close()
-                return refusal
-            except RemoteProtocolError as found:
-                if isinstance(found.__cause__, PeerAlert):
-                    return found
-        return self._broken(error, f"sending {kind.name}")
+def _tag(kind: Kind, layer: int) -> str:
+    """What a message is counted under unless its sender or receiver says otherwise."""
+    return kind.name.lower() if layer == NO_LAYER else f"layer{layer}.{kind.name.lower()}"

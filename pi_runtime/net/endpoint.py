@@ -19,9 +19,8 @@ import socket
 import time
 from collections.abc import Collection
 from dataclasses import dataclass, field
-from types import TracebackType
-from typing import Self
 
+from pi_runtime.closing import Closing
 from pi_runtime.errors import BackendError, ConfigError, RemoteProtocolError
 from pi_runtime.net.channel import Channel
 from pi_runtime.net.messages import ErrorCode, Identity, Kind
@@ -48,8 +47,8 @@ def parse_address(text: str) -> tuple[str, int]:
     return host, int(port)
 
 
-class Listener:
-    """A bound socket that accepts connections; a context manager. ``address`` is ``HOST:PORT`` as bound."""
+class Listener(Closing):
+    """A bound socket that accepts connections. ``address`` is ``HOST:PORT`` as bound."""
 
     def __init__(self, bound: socket.socket) -> None:
         self._socket = bound
@@ -67,16 +66,7 @@ class Listener:
             raise BackendError(f"cannot accept connections on {self.address}: {error.strerror}") from error
 
     def close(self) -> None:
-        """Stops listening; safe to call twice."""
         self._socket.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 
+from pi_runtime.net.wire import HEADER_BYTES
+
 
 @dataclass(slots=True)
 class Counts:
@@ -55,3 +57,33 @@ class Traffic:
         for counts in self.by_tag.values():
             total = total + counts
         return total
+
+
+class Meter:
+    """Counts the messages of one channel as they pass."""
+
+    def __init__(self) -> None:
+        self._counts: dict[str, Counts] = {}
+        self._spoke_last = False
+
+    def traffic(self) -> Traffic:
+        """A snapshot of the counts up to now."""
+        return Traffic({tag: counts + Counts() for tag, counts in self._counts.items()})
+
+    def sent(self, tag: str, nbytes: int, *, frames: int, tls_bytes: int) -> None:
+        """One message of ``nbytes`` bytes has left in so many frames; TLS added ``tls_bytes``."""
+        counts = self._counts.setdefault(tag, Counts())
+        counts.payload_sent_bytes += nbytes
+        counts.framing_sent_bytes += frames * HEADER_BYTES
+        counts.tls_sent_bytes += tls_bytes
+        counts.messages_sent += 1
+        self._spoke_last = True
+
+    def received(self, tag: str, nbytes: int, *, frames: int) -> None:
+        """One message of ``nbytes`` bytes has come in so many frames."""
+        counts = self._counts.setdefault(tag, Counts())
+        counts.payload_received_bytes += nbytes
+        counts.framing_received_bytes += frames * HEADER_BYTES
+        counts.messages_received += 1
+        counts.rounds += self._spoke_last
+        self._spoke_last = False

@@ -12,9 +12,11 @@ import secrets
 import numpy as np
 import numpy.typing as npt
 
+from pi_runtime.closing import Closing
 from pi_runtime.errors import ConfigError, RemoteProtocolError
-from pi_runtime.net.channel import Channel, PeerRefusal
+from pi_runtime.net.channel import Channel
 from pi_runtime.net.endpoint import Endpoint
+from pi_runtime.net.frames import PeerRefusal
 from pi_runtime.net.messages import ErrorCode, Kind
 from pi_runtime.preset.ledger import Ledger
 from pi_runtime.preset.linear_ops import Weight, pack
@@ -31,8 +33,8 @@ _MAX_ATTEMPTS = 5
 """Bundles made for one inference: another client on the same store may take one, or the server be restarted."""
 
 
-class PresetClient:
-    """One client of one server; a context manager. Use it from one thread.
+class PresetClient(Closing):
+    """One client of one server. Use it from one thread.
 
     store: where the seeds of its bundles are. threads: CPU threads of the offline linear layers.
     """
@@ -134,15 +136,9 @@ class PresetClient:
             raise
 
     def close(self) -> None:
-        """Ends the connections; a reserved bundle is lost. Safe to call twice."""
+        """Ends the connections; a reserved bundle is lost."""
         self._provider.close()
         self._disconnect()
-
-    def __enter__(self) -> PresetClient:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
 
     # The inside
 

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import prod
 
+from pi_runtime.closing import Closing
 from pi_runtime.errors import RemoteProtocolError
 from pi_runtime.graph import Graph
 from pi_runtime.net.channel import Channel, Control
@@ -51,7 +52,7 @@ class _Model:
     pads: Mapping[str, Weight] = field(repr=False)
 
 
-class Dealer:
+class Dealer(Closing):
     """Deals bundles for one public graph; a server sets it up, clients ask.
 
     threads: CPU threads of the linear layers. max_bundle_bytes: the largest bundle that a client may ask for.
@@ -101,7 +102,7 @@ class Dealer:
         return self._service.wait_idle(within_s)
 
     def close(self) -> None:
-        """Ends all connections; safe to call twice."""
+        """Ends all connections."""
         self._service.close()
 
     def _serve(self, visit: Visit) -> None:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from pi_runtime.closing import Closing
 from pi_runtime.errors import LocalProtocolError
 from pi_runtime.graph import Graph
 from pi_runtime.net.channel import Channel
@@ -32,8 +33,8 @@ DEFAULT_MAX_UNSPENT = 1024
 """Bundles that one client may have here unspent: a large stock, yet who opens none cannot go on for ever."""
 
 
-class PresetServer:
-    """Serves one model to many clients; a context manager.
+class PresetServer(Closing):
+    """Serves one model to many clients.
 
     state: directory of the model's identity and of the bundles. threads: CPU threads of the linear layers.
     max_clients: connected at a time. max_bundle_bytes: the largest bundle that a client may ask for.
@@ -89,7 +90,7 @@ class PresetServer:
         return self._service.wait_idle(within_s) and self.link.wait_idle(within_s)
 
     def close(self) -> None:
-        """Ends all connections and closes the store; safe to call twice."""
+        """Ends all connections and closes the store."""
         self._service.close()
         self.link.close()
         self._store.close()

@@ -12,12 +12,11 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 import numpy.typing as npt
 
+from pi_runtime.closing import Closing
 from pi_runtime.errors import PiError, RemoteProtocolError
 from pi_runtime.net.channel import Channel, Control
 from pi_runtime.net.endpoint import Endpoint
@@ -116,8 +115,8 @@ class Visit:
                 self.channel.close()
 
 
-class Service:
-    """Accepts connections of ``roles`` and gives each to ``handle`` in a thread of its own; a context manager."""
+class Service(Closing):
+    """Accepts connections of ``roles`` and gives each to ``handle`` in a thread of its own."""
 
     def __init__(
         self,
@@ -143,7 +142,7 @@ class Service:
         self._stop = threading.Event()
 
     def run(self) -> None:
-        """Serves until :meth:`stop`, then lets what is under way finish for a few seconds."""
+        """Serves until :meth:`stop`, then closes."""
         while not self._stop.is_set():
             connection = self._listener.accept(timeout_s=_ACCEPT_S)
             if connection is not None:
@@ -162,7 +161,7 @@ class Service:
         return all(visit.wait_idle(max(deadline - time.monotonic(), 0.0)) for visit in visits)
 
     def close(self) -> None:
-        """Stops listening and ends all connections; safe to call twice."""
+        """Stops listening, lets what is under way finish for a few seconds, and ends all connections."""
         self._stop.set()
         self._listener.close()
         with self._lock:
@@ -174,14 +173,6 @@ class Service:
             thread.join(max(deadline - time.monotonic(), 0.0))
         for visit in visits:
             visit.channel.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _admit(self, connection: socket.socket) -> None:
         with self._lock:

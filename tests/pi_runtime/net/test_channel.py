@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pi_runtime.errors import ConfigError, LocalProtocolError, RemoteProtocolError
-from pi_runtime.net.channel import Channel, PeerRefusal
+from pi_runtime.net.channel import Channel
+from pi_runtime.net.frames import PeerRefusal
 from pi_runtime.net.messages import ErrorCode, Identity, Kind
 from pi_runtime.net.order import Session
 from pi_runtime.net.traffic import Counts, Traffic

@@ -13,8 +13,9 @@ import pytest
 
 from pi_runtime.errors import ConfigError, RemoteProtocolError
 from pi_runtime.net.certs import make_certificates
-from pi_runtime.net.channel import Channel, PeerRefusal
+from pi_runtime.net.channel import Channel
 from pi_runtime.net.endpoint import Endpoint, parse_address
+from pi_runtime.net.frames import PeerRefusal
 from pi_runtime.net.messages import ErrorCode, Identity, Kind
 from pi_runtime.net.tls import load_credentials
 from pi_runtime.net.wire import NO_LAYER, Frame, as_bytes, encode

@@ -125,7 +125,7 @@ KILL_AT_EVERY_LINE = textwrap.dedent(
     """
     import json, os, signal, sys
     from pathlib import Path
-    import pi_runtime.preset.store
+    from pi_runtime.preset import store as files, store_marks as marks
     from pi_runtime.preset.store import BundleStore
     from pi_runtime.errors import LocalProtocolError
 
@@ -136,7 +136,7 @@ KILL_AT_EVERY_LINE = textwrap.dedent(
         left = last_line
         def on_line(frame, event, argument):
             nonlocal left
-            if frame.f_code.co_filename != pi_runtime.preset.store.__file__:
+            if frame.f_code.co_filename not in (files.__file__, marks.__file__):
                 return None
             if event == "line":
                 left -= 1
