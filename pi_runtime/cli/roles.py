@@ -5,19 +5,31 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
 _PATH = click.Path(path_type=Path)
 _COUNT = click.IntRange(min=1)
+_Command = TypeVar("_Command", bound=Callable[..., Any])
 
 _threads = click.option(
     "--party-threads", default=1, show_default=True, type=_COUNT, help="CPU threads of the linear layers"
 )
 _listen = click.option("--listen", metavar="HOST:PORT", required=True, help="address to listen on; port 0: a free one")
-server_option = click.option("--server", metavar="HOST:PORT", help="address of the server")
-dealer_option = click.option("--dealer", metavar="HOST:PORT", help="address of the dealer")
+
+
+def _peer_option(role: str, *, required: bool = False, note: str = "") -> Callable[[_Command], _Command]:
+    """Where a role listens that this one calls, and which name it must have; the name goes to :func:`take_access`."""
+    address = click.option(f"--{role}", metavar="HOST:PORT", required=required, help=f"address of the {role}{note}")
+    name = click.option(
+        f"--{role}-name", metavar="NAME", help=f"the {role} must have this name  [any {role} of the same CA]"
+    )
+    return lambda command: address(name(command))
+
+
+server_option = _peer_option("server")
+dealer_option = _peer_option("dealer")
 
 
 def access_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -42,13 +54,14 @@ def take_access(options: dict[str, Any]) -> Any:
     """The :class:`pi_runtime.preset.roles.Access` of the options, which it takes out of ``options``."""
     from pi_runtime.preset.roles import Access
 
-    return Access(**{name: options.pop(name) for name in ("certs", "insecure_loopback", "name", "state")})
+    pins = {name: options.pop(name, None) for name in ("server_name", "dealer_name")}
+    return Access(**{name: options.pop(name) for name in ("certs", "insecure_loopback", "name", "state")}, **pins)
 
 
 @click.command()
 @click.option("--model", type=_PATH, required=True, help="ONNX file, or the directory of a run")
 @_listen
-@click.option("--dealer", metavar="HOST:PORT", required=True, help="address of the dealer, which may start later")
+@_peer_option("dealer", required=True, note=", which may start later")
 @_threads
 @click.option("--max-clients", default=16, show_default=True, type=_COUNT, help="clients served side by side")
 @access_options
@@ -80,8 +93,8 @@ def deal(public: Path, listen: str, party_threads: int, max_peers: int, **option
 
 
 @click.command()
-@click.option("--server", metavar="HOST:PORT", required=True, help="address of the server")
-@click.option("--dealer", metavar="HOST:PORT", required=True, help="address of the dealer")
+@_peer_option("server", required=True)
+@_peer_option("dealer", required=True)
 @click.option("--count", default=1, show_default=True, type=_COUNT, help="bundles to make; each serves one inference")
 @click.option("--batch", default=1, show_default=True, type=_COUNT, help="images of an inference")
 @_threads

@@ -115,9 +115,11 @@ class Endpoint:
     def connect(self, address: str, role: str, name: str | None = None) -> Channel:
         """Connects to the ``role`` at ``address``, trying until ``connect_s`` has passed, and greets it.
 
+        name: the only party of that role that will do; any name that the CA certified if None.
+
         Raises:
             ConfigError: the address is malformed, or not loopback where TLS is off.
-            RemoteProtocolError: nobody answers in time, or who answers is not ``role`` (called ``name``, if given).
+            RemoteProtocolError: nobody answers in time, or who answers is not ``role``, or not called ``name``.
         """
         deadline = time.monotonic() + self.timeouts.connect_s
         while True:
@@ -172,7 +174,8 @@ class Endpoint:
             if certified is not None and stated != certified:
                 raise RemoteProtocolError(f"the certificate of {certified} was shown by one who says it is {stated}")
             if stated.role not in roles or name not in (None, stated.name):
-                raise RemoteProtocolError(f"{stated} was met where {wanted} is due; check the address")
+                check = "the address" if stated.role not in roles else "the address, or the name that is expected"
+                raise RemoteProtocolError(f"{stated} was met where {wanted} is due; check {check}")
             if body["prg"] != self.prg:
                 raise RemoteProtocolError(f"{stated} expands seeds with another generator than {self.prg}; update one")
             if not connector:

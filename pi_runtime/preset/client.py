@@ -36,13 +36,26 @@ _MAX_ATTEMPTS = 5
 class PresetClient(Closing):
     """One client of one server. Use it from one thread.
 
-    store: where the seeds of its bundles are. threads: CPU threads of the offline linear layers.
+    server, dealer: their addresses. server_name, dealer_name: the only ones that will do; any name of that role that
+    the CA certified if None. store: where the seeds of its bundles are. threads: CPU threads of the offline linear
+    layers.
     """
 
-    def __init__(self, endpoint: Endpoint, *, server: str, dealer: str, store: BundleStore, threads: int = 1) -> None:
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        *,
+        server: str,
+        dealer: str,
+        store: BundleStore,
+        server_name: str | None = None,
+        dealer_name: str | None = None,
+        threads: int = 1,
+    ) -> None:
         self.ledger = Ledger()
         self._endpoint = endpoint
         self._server = server
+        self._server_name = server_name
         self._store = store
         self._channel: Channel | None = None
         self._model: PublicModel | None = None
@@ -50,7 +63,7 @@ class PresetClient(Closing):
         self._reserved: ClientInference | None = None
         self._reserved_batch = 0
         self._provider: BundleProvider = DealerProvider(
-            endpoint, dealer, self.load_weight_pads, ledger=self.ledger, threads=threads
+            endpoint, dealer, self.load_weight_pads, name=dealer_name, ledger=self.ledger, threads=threads
         )
 
     @property
@@ -185,7 +198,7 @@ class PresetClient(Closing):
         if self._channel is not None and self._channel.poll(0.0):
             self._disconnect()
         if self._channel is None:
-            channel = self._endpoint.connect(self._server, "server")
+            channel = self._endpoint.connect(self._server, "server", self._server_name)
             self.ledger.open(channel)
             self._channel = channel
             try:

@@ -26,13 +26,21 @@ _RETRY_S = 1.0
 
 
 class DealerLink:
-    """Keeps the server connected to its dealer."""
+    """Keeps the server connected to its dealer; ``name`` is the only one that will do, any of the CA if None."""
 
     def __init__(
-        self, endpoint: Endpoint, address: str, model: ServedModel, assembly: Assembly, *, ledger: Ledger
+        self,
+        endpoint: Endpoint,
+        address: str,
+        model: ServedModel,
+        assembly: Assembly,
+        *,
+        name: str | None,
+        ledger: Ledger,
     ) -> None:
         self._endpoint = endpoint
         self._address = address
+        self._name = name
         self._model = model
         self._assembly = assembly
         self._ledger = ledger
@@ -66,7 +74,7 @@ class DealerLink:
     def _keep(self) -> None:
         while not self._stop.is_set():
             try:
-                channel = self._endpoint.connect(self._address, "dealer")
+                channel = self._endpoint.connect(self._address, "dealer", self._name)
             except ProtocolError as error:
                 log.warning("no dealer: %s", error)
                 self._stop.wait(_RETRY_S)

@@ -37,7 +37,8 @@ class BundleProvider(Protocol):
 class DealerProvider:
     """Bundles from a dealer, which gets the seed; the client adds its part b_l of each linear layer.
 
-    weight_pads: gives D of the model, packed; asked for when the first bundle is made.
+    name: of the only dealer that may get seeds; any dealer of the CA if None. weight_pads: gives D of the model,
+    packed; asked for when the first bundle is made.
     """
 
     def __init__(
@@ -46,11 +47,13 @@ class DealerProvider:
         address: str,
         weight_pads: Callable[[], PackedPad],
         *,
+        name: str | None,
         ledger: Ledger,
         threads: int = 1,
     ) -> None:
         self._endpoint = endpoint
         self._address = address
+        self._name = name
         self._weight_pads = weight_pads
         self._ledger = ledger
         self._threads = threads
@@ -90,7 +93,7 @@ class DealerProvider:
         if self._channel is not None and self._channel.poll(0.0):
             self.close()
         if self._channel is None:
-            self._channel = self._endpoint.connect(self._address, "dealer")
+            self._channel = self._endpoint.connect(self._address, "dealer", self._name)
             self._ledger.open(self._channel)
         return self._channel
 

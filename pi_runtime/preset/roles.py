@@ -19,7 +19,7 @@ from rich.progress import track
 from pi_runtime.errors import ConfigError
 from pi_runtime.graph import load_public
 from pi_runtime.net.endpoint import Endpoint
-from pi_runtime.net.messages import Identity
+from pi_runtime.net.messages import Identity, is_name
 from pi_runtime.net.shaping import parse_profile
 from pi_runtime.net.tls import load_credentials
 from pi_runtime.net.traffic import Traffic
@@ -38,6 +38,7 @@ class Access:
 
     certs: directory of :mod:`pi_runtime.net.certs`, for mutual TLS. insecure_loopback: plain TCP on loopback instead.
     name: of the party, where its certificates leave a choice; without TLS, its word.
+    server_name, dealer_name: of whom it calls, the only ones that will do; any that the CA certified if None.
     state: directory of what outlives the process; a place below the user's home by default.
     network: profile that is imitated on what this side sends.
     """
@@ -45,8 +46,15 @@ class Access:
     certs: Path | None = None
     insecure_loopback: bool = False
     name: str | None = None
+    server_name: str | None = None
+    dealer_name: str | None = None
     state: Path | None = None
     network: str = "loopback"
+
+    def __post_init__(self) -> None:
+        for flag, name in (("--server-name", self.server_name), ("--dealer-name", self.dealer_name)):
+            if name is not None and not is_name(name):
+                raise ConfigError(f"{flag} must be 1 to 64 letters, digits or _ . -, as in a certificate, got {name!r}")
 
     def endpoint(self, role: str) -> Endpoint:
         """The endpoint of ``role``.
@@ -84,6 +92,7 @@ def serve(model: Path, *, listen: str, dealer: str, access: Access, threads: int
         endpoint,
         listen=listen,
         dealer=dealer,
+        dealer_name=access.dealer_name,
         state=access.state_of(endpoint.identity),
         threads=threads,
         max_clients=max_clients,
@@ -121,7 +130,15 @@ def open_client(server: str, dealer: str, *, access: Access, threads: int = 1) -
     endpoint = access.endpoint("client")
     with (
         BundleStore(access.state_of(endpoint.identity), "client") as store,
-        PresetClient(endpoint, server=server, dealer=dealer, store=store, threads=threads) as client,
+        PresetClient(
+            endpoint,
+            server=server,
+            dealer=dealer,
+            store=store,
+            server_name=access.server_name,
+            dealer_name=access.dealer_name,
+            threads=threads,
+        ) as client,
     ):
         yield client
 

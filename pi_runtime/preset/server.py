@@ -36,6 +36,7 @@ DEFAULT_MAX_UNSPENT = 1024
 class PresetServer(Closing):
     """Serves one model to many clients.
 
+    dealer: its address. dealer_name: the only dealer that will do; any that the CA certified if None.
     state: directory of the model's identity and of the bundles. threads: CPU threads of the linear layers.
     max_clients: connected at a time. max_bundle_bytes: the largest bundle that a client may ask for.
     max_unspent: bundles of this model that one client may have unspent, those being made included.
@@ -49,6 +50,7 @@ class PresetServer(Closing):
         listen: str,
         dealer: str,
         state: Path,
+        dealer_name: str | None = None,
         threads: int = 1,
         max_clients: int = DEFAULT_MAX_CLIENTS,
         max_bundle_bytes: int = DEFAULT_MAX_BUNDLE_BYTES,
@@ -67,7 +69,7 @@ class PresetServer(Closing):
         self.step_seconds: dict[str, float] = {}
         self._store = BundleStore(state / "bundles", "server")
         self._assembly = Assembly(self.model, self._store)
-        self.link = DealerLink(endpoint, dealer, self.model, self._assembly, ledger=self.ledger)
+        self.link = DealerLink(endpoint, dealer, self.model, self._assembly, name=dealer_name, ledger=self.ledger)
         self._service = Service(
             endpoint, listen, ("client",), self._serve, ledger=self.ledger, max_connections=max_clients
         )

@@ -60,13 +60,17 @@ def test_three_processes_with_certificates_started_in_any_order(files):
     preparing = start("prepare", *peers, "--count", 1)
     server = start(
         *("serve", "--model", files / "m.onnx", "--listen", server_at, "--dealer", dealer_at, *access),
+        *("--dealer-name", "dealer"),
         *("--state", files / "state"),
     )
     dealer = start("deal", "--public", files / "m.public.json", "--listen", dealer_at, *access)
     try:
         prepared = document(preparing)
         assert (prepared["made"], prepared["ready"]) == (1, 1)
-        found = document(start("infer", *peers, files / "a.npy", files / "b.npy"))
+        named = ("--server-name", "server", "--dealer-name", "dealer")
+        found = document(start("infer", *peers, *named, files / "a.npy", files / "b.npy"))
+        _, refused = finish(start("infer", *peers, "--server-name", "other", files / "a.npy"), code=1)
+        assert "server 'server' was met where server 'other' is due" in refused
     finally:
         for process in (server, dealer):
             process.send_signal(signal.SIGTERM)
