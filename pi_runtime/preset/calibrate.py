@@ -1,10 +1,6 @@
-"""Chooses the numbers of a secure network from training images, and says how often a truncation will fail.
+"""Chooses the numbers of a secure network from training images, and predicts how often a truncation will fail.
 
-A truncation shifts each share by itself. When the shares wrap around the ring the result is off by 2**(64 - shift);
-for a value V before the shift that has probability |V| / 2**64. Such an error is a multiple of 2**(64 - s) at a wire,
-where s adds up the shifts from that truncation on. A gate of n <= 64 - s bits does not see it and gives a fresh
-sharing, so a layer that kept every element ends it; logits do not see it when they are read mod 2**(64 - s). Only
-truncations whose error can reach a gate or the logits are counted, each element once: an upper estimate.
+Legend: N images, C channels, H and W rows and columns.
 """
 
 from __future__ import annotations
@@ -15,16 +11,14 @@ from math import floor, log2
 import numpy as np
 import numpy.typing as npt
 
-from pi_runtime.errors import GraphError
+from pi_runtime.errors import ConfigError, GraphError
 from pi_runtime.graph import Graph
+from pi_runtime.preset.failure import failure_rate, wrapping_pads
 from pi_runtime.preset.linear_ops import pack, quantise
-from pi_runtime.preset.plan import DEFAULT_FRAC_BITS, FixedPointPlan, with_plan
+from pi_runtime.preset.plan import DEFAULT_FRAC_BITS, INPUT_BITS, MAX_FAILURE_RATE, FixedPointPlan, with_plan
 from pi_runtime.preset.program import LINEAR, Program, Step, compile_program
 from pi_runtime.preset.simulator import RandomPads, simulate
-from pi_runtime.primitives.ring import I64
-
-MAX_FAILURE_RATE = 1e-4
-"""Most failed truncations an image that a plan may predict."""
+from pi_runtime.primitives.ring import I64, encode
 
 HEADROOM_BITS = 1
 """Spare bits of a gate's ring above the largest value seen: images to come may be twice as large."""
@@ -51,6 +45,18 @@ class Calibration:
     images: int
 
 
+@dataclass(frozen=True, kw_only=True)
+class Observed:
+    """What images showed of a program, as integers at its scales.
+
+    largest: by the index of a gate step, the largest kept input in size. wrapping: by the index of a truncating step,
+    how many pads of 2**64 fail, summed over the elements of an image, a mean over the images.
+    """
+
+    largest: dict[int, int]
+    wrapping: dict[int, float]
+
+
 def calibrate(
     graph: Graph, images: npt.NDArray[np.floating], *, frac_bits: int = DEFAULT_FRAC_BITS, seed: int = 0
 ) -> Calibration:
@@ -58,76 +64,81 @@ def calibrate(
 
     Args:
         graph: with parameters.
-        images: training images, normalised, [N, C, H, W].
+        images: training images of every class, normalised, [N, C, H, W].
         seed: of the simulation's truncation noise, on which no secret hangs.
 
     Raises:
+        ConfigError: no images.
         GraphError: no ring or scale serves, or the predicted failure rate is above ``MAX_FAILURE_RATE``.
     """
+    if not len(images):
+        raise ConfigError("calibration needs at least one image, got none; give training images")
     plan = FixedPointPlan(
         frac_bits=frac_bits,
         weight_frac_bits=frac_bits,
         ring_bits=WIDE_RING_BITS,
         edge_bits=frac_bits + EDGE_INTEGER_BITS,
+        input_bits=_input_bits(images, frac_bits),
         layer_weight_frac_bits=_weight_scales(graph, frac_bits),
     )
     program = compile_program(with_plan(graph, plan))
-    largest: dict[int, int] = {}
-    total: dict[int, float] = {}
+    seen = observe(program, images, seed=seed)
+    rings = {step.name: _ring_bits(step, seen.largest[step.index]) for step in program.gate_steps}
+    plan = replace(plan, ring_bits=max(rings.values(), default=WIDE_RING_BITS), gate_ring_bits=rings)
+    rate = failure_rate(compile_program(with_plan(graph, plan)), seen.wrapping)
+    if rate > MAX_FAILURE_RATE:
+        raise GraphError(
+            f"{frac_bits} fraction bits predict {rate:.1e} failed truncations an image, more than {MAX_FAILURE_RATE:g};"
+            " choose fewer fraction bits"
+        )
+    real = {step.name: seen.largest[step.index] / 2.0**step.frac_bits for step in program.gate_steps}
+    return Calibration(plan=replace(plan, failure_rate=rate), largest=real, failure_rate=rate, images=len(images))
 
-    def observe(step: Step, values: I64) -> None:
-        size = np.abs(values.astype(np.float64))
+
+def observe(program: Program, images: npt.NDArray[np.floating], *, seed: int = 0) -> Observed:
+    """Simulates ``images`` [N, C, H, W] (normalised, N > 0) and notes what truncations and gates meet.
+
+    Args:
+        program: of a graph with parameters.
+        seed: of the truncation noise.
+    """
+    largest = {step.index: 0 for step in program.gate_steps}
+    total = {step.index: 0.0 for step in program.steps if step.shift}
+
+    def note(step: Step, values: I64) -> None:
         if step.kind == "gate":
-            largest[step.index] = max(largest.get(step.index, 0), int(size.max(initial=0)))
-        else:
-            total[step.index] = total.get(step.index, 0.0) + float(size.sum())
+            size = np.abs(values.astype(np.float64)).max(initial=0.0)
+            largest[step.index] = max(largest[step.index], int(size))
+        elif step.shift:
+            total[step.index] += wrapping_pads(step, values)
 
     integers = quantise(program)
     weights = {step.name: (pack(step, integers[step.name][0]), integers[step.name][1]) for step in program.linear_steps}
     rng = np.random.default_rng(seed)
     for start in range(0, len(images), BATCH):
         part = images[start : start + BATCH]
-        simulate(program, weights, part, RandomPads(len(part), rng), observe)
-    rings = {step.name: _ring_bits(program, step, largest[step.index]) for step in program.gate_steps}
-    plan = replace(plan, ring_bits=max(rings.values(), default=WIDE_RING_BITS), gate_ring_bits=rings)
-    chosen = compile_program(with_plan(graph, plan))
-    rate = failure_rate(chosen, {index: value / len(images) for index, value in total.items()})
-    if rate > MAX_FAILURE_RATE:
-        raise GraphError(
-            f"{frac_bits} fraction bits predict {rate:.1e} failed truncations an image, more than {MAX_FAILURE_RATE:g};"
-            " choose fewer fraction bits"
-        )
-    real = {step.name: largest[step.index] / 2.0**step.frac_bits for step in program.gate_steps}
-    return Calibration(plan=plan, largest=real, failure_rate=rate, images=len(images))
+        simulate(program, weights, part, RandomPads(len(part), rng), note)
+    return Observed(largest=largest, wrapping={index: value / len(images) for index, value in total.items()})
 
 
-def failure_rate(program: Program, magnitude: dict[int, float]) -> float:
-    """Expected truncations of one image whose failure can reach a gate or the logits.
+def calibration_choice(count: int, wanted: int, seed: int = 0) -> npt.NDArray[np.int64]:
+    """Which of ``count`` training images to calibrate on: ``wanted`` at random (all, if there are fewer), sorted.
 
-    magnitude: by linear step, the sum over its elements of |V| before the shift, a mean over images.
+    Data sets are often stored class by class; their first images would show one class alone.
     """
-    rate = 0.0
-    for step in program.linear_steps:
-        if step.shift and _can_be_seen(program, step):
-            rate += magnitude[step.index] / 2.0**64
-    return rate
+    chosen: npt.NDArray[np.int64] = np.sort(np.random.default_rng(seed).permutation(count)[:wanted])
+    return chosen
 
 
-def _can_be_seen(program: Program, origin: Step) -> bool:
-    """Whether a wrapped share of ``origin``'s output can change a gate or the logits (see the module)."""
-    shifts = {origin.node.output: origin.shift}
-    for step in program.steps[origin.index + 1 :]:
-        reached = [shifts[wire] for wire in step.node.inputs if wire in shifts]
-        if not reached:
-            continue
-        if step.kind == "gate":
-            if step.ring_bits > 64 - max(reached):
-                return True
-            if step.gate_count == step.size:
-                continue  # every element leaves as a fresh sharing
-        shifts[step.node.output] = max(reached) + step.shift
-    spread = shifts.get(program.output)
-    return spread is not None and program.plan.logit_ring_bits > 64 - spread
+def _input_bits(images: npt.NDArray[np.floating], frac_bits: int) -> int:
+    largest = int(np.abs(encode(images, frac_bits)).max())
+    bits = max(largest, 1).bit_length() + HEADROOM_BITS
+    if bits > INPUT_BITS:
+        raise GraphError(
+            f"the images hold values up to {largest / 2.0**frac_bits:.3g}, more than {INPUT_BITS} bits hold at"
+            f" {frac_bits} fraction bits; normalise them or choose fewer"
+        )
+    return bits
 
 
 def _weight_scales(graph: Graph, frac_bits: int) -> dict[str, int]:
@@ -143,12 +154,14 @@ def _weight_scales(graph: Graph, frac_bits: int) -> dict[str, int]:
     return scales
 
 
-def _ring_bits(program: Program, step: Step, largest: int) -> int:
-    # One bit for the sign; `largest` needs bit_length() bits.
-    bits = largest.bit_length() + 1 + HEADROOM_BITS
+def _ring_bits(step: Step, largest: int) -> int:
+    # One bit for the sign; `largest` needs bit_length() bits. A layer that the images hardly reached has to hold what
+    # others may do to it: a ring for values below one, at least, before the headroom.
+    size = max(largest, (1 << step.frac_bits) - 1)
+    bits = size.bit_length() + 1 + HEADROOM_BITS
     if bits > WIDE_RING_BITS:
         raise GraphError(
-            f"{step.name} sees values up to {largest / 2.0**step.frac_bits:.3g}, more than {WIDE_RING_BITS} bits hold"
+            f"{step.name} sees values up to {size / 2.0**step.frac_bits:.3g}, more than {WIDE_RING_BITS} bits hold"
             f" at {step.frac_bits} fraction bits; choose fewer"
         )
     return max(bits, MIN_RING_BITS)

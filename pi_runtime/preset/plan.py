@@ -18,6 +18,10 @@ DEFAULT_FRAC_BITS = 12
 DEFAULT_RING_BITS = 24
 LOGIT_RING_BITS = 32
 WINOGRAD_ZERO_BITS = 2
+INPUT_BITS = 31  # of a plan that saw no images: products with 16-bit weights then stay far below 2**63
+
+MAX_FAILURE_RATE = 1e-4
+"""Most failed truncations an image that a plan may predict; no role takes a graph whose plan states more."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +35,14 @@ class FixedPointPlan:
         Winograd convolutions, twice as fast, and their truncations wrap four times as often; 0 turns that off.
     logit_ring_bits: the logits are read mod 2**this, signed.
     edge_bits: the padding of a MaxPool is the integer -2**this; every activation there must be larger.
+    input_bits: the client refuses an image that holds an integer of 2**this or more in size.
+    failure_rate: failed truncations an image that the calibration predicts
+        (:func:`pi_runtime.preset.failure.failure_rate`); None where the numbers were not chosen on images. It is
+        stated, not proven: nothing short of weights and data bounds it, and worst cases taken from the rings alone
+        exceed the limit for every deep network.
+
+    Raises:
+        GraphError: a number out of its range, or a stated failure rate above ``MAX_FAILURE_RATE``.
     """
 
     frac_bits: int = DEFAULT_FRAC_BITS
@@ -39,6 +51,8 @@ class FixedPointPlan:
     zero_bits: int = WINOGRAD_ZERO_BITS
     logit_ring_bits: int = LOGIT_RING_BITS
     edge_bits: int = DEFAULT_FRAC_BITS + 8
+    input_bits: int = INPUT_BITS
+    failure_rate: float | None = None
     wire_frac_bits: Mapping[str, int] = field(default_factory=dict)
     layer_weight_frac_bits: Mapping[str, int] = field(default_factory=dict)
     gate_ring_bits: Mapping[str, int] = field(default_factory=dict)
@@ -51,11 +65,18 @@ class FixedPointPlan:
             ("zero_bits", 0, 2, (self.zero_bits,)),
             ("logit_ring_bits", 8, 32, (self.logit_ring_bits,)),
             ("edge_bits", 1, 30, (self.edge_bits,)),
+            ("input_bits", 1, INPUT_BITS, (self.input_bits,)),
         )
         for name, low, high, values in rules:
             for value in values:
                 if type(value) is not int or not low <= value <= high:
                     raise GraphError(f"{KEY}: {name} must be an integer from {low} to {high}, got {value!r}")
+        rate = self.failure_rate
+        if rate is not None and (type(rate) is not float or not 0 <= rate <= MAX_FAILURE_RATE):
+            raise GraphError(
+                f"{KEY}: failure_rate must be a number from 0 to {MAX_FAILURE_RATE:g}, got {rate!r}; calibrate the"
+                " model again, with fewer fraction bits"
+            )
 
     def wire_bits(self, node: str) -> int:
         """Fraction bits of the output of a node that truncates."""

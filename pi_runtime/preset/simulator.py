@@ -7,7 +7,7 @@ gate's ring wrap as they do in the protocol, and are counted.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -63,8 +63,11 @@ def simulate(
 
     Args:
         weights: of :func:`pi_runtime.preset.linear_ops.quantise`, packed for speed or as they are; and biases.
-        observe: told, for each linear step, its V before the truncation, and for each gate step the kept elements of
-            its input.
+        observe: told, for each step that truncates (a linear layer, a pool), its V before the shift, and for each gate
+            step the kept elements of its input; also V of a linear step that does not shift.
+
+    Raises:
+        LocalProtocolError: an image that fixed point cannot hold.
     """
     values: dict[str, I64] = {program.input: encode(images, program.plan.frac_bits)}
     wrapped: dict[str, int] = {}
@@ -86,6 +89,8 @@ def simulate(
             wrapped[step.name] = int(np.count_nonzero(read != kept))
             out = replace_kept(step, inputs[0], np.maximum(read, 0))
         else:
+            if observe is not None and step.shift:
+                observe(step, apply_public(replace(step, shift=0), inputs, constants=False))
             server = [value - share for value, share in zip(inputs, walk.shares_in, strict=True)]
             out = apply_public(step, server, constants=True) + walk.share_out
         values[step.node.output] = out
