@@ -1,5 +1,7 @@
 """ReLUs with a binary mask: 1 keeps the ReLU at a location of the activation, 0 makes it the identity.
 
+In place of the identity a removed ReLU may become a polynomial of its channel (see `linearize.replacement`).
+
 Legend: B batch, C channels, H and W rows and columns of an activation.
 """
 
@@ -7,23 +9,40 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def polynomial(x: Tensor, coefficients: Tensor) -> Tensor:
+    """The polynomial of each channel, by Horner's rule.
+
+    x: float [B, C, ...]. coefficients: float [degree + 1, C], the constant first. Returns float [B, C, ...].
+    """
+    rows = coefficients.view(*coefficients.shape, *[1] * (x.dim() - 2)).unbind(0)
+    value = rows[-1]
+    for row in reversed(rows[:-1]):
+        value = row + x * value
+    return value
 
 
 class MaskedReLU(nn.Module):
-    """m * relu(x) + (1 - m) * x with one binary m for each location, the same for all images.
+    """m * relu(x) + (1 - m) * r(x) with one binary m for each location, the same for all images.
 
     Without a shape it is a plain ReLU until `allocate` gives it a mask (see `linearize.networks`). `relu_mask` is a
-    bool buffer [C, H, W]. While `soft_mask`, a float parameter [C, H, W], is present (SNL's mask phase), it takes its
-    place.
+    bool buffer [C, H, W]. r is the identity, or the polynomial of `replacement`, a float parameter [degree + 1, C].
+    While `soft_mask`, a float parameter [C, H, W], is present (a search by gradients), it takes the place of the mask;
+    with `straight_through` it only receives the gradient of m, times softplus of itself, and m stays binary.
     """
 
     relu_mask: Tensor | None
     soft_mask: nn.Parameter | None
+    replacement: nn.Parameter | None
 
     def __init__(self, shape: Sequence[int] | None = None) -> None:
         super().__init__()
         self.register_buffer("relu_mask", None)
         self.register_parameter("soft_mask", None)
+        self.register_parameter("replacement", None)
+        self.straight_through = False
         if shape is not None:
             self.allocate(shape)
 
@@ -34,16 +53,29 @@ class MaskedReLU(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x, float [B, C, H, W] -> the same shape and dtype."""
         if self.soft_mask is not None:
-            return x - self.soft_mask * x.clamp(max=0)
+            kept = self._relaxed_mask(self.soft_mask)
+            if self.replacement is None:
+                return x - kept * x.clamp(max=0)
+            removed = polynomial(x, self.replacement)
+            return removed + kept * (torch.relu(x) - removed)
         if self.relu_mask is None:
             return torch.relu(x)
+        if self.replacement is not None:
+            return torch.where(self.relu_mask, torch.relu(x), polynomial(x, self.replacement))
         # One elementwise pass; equal to relu, gradient at 0 included, where the mask is 1.
         return x.masked_fill(self.relu_mask & (x <= 0), 0)
+
+    def _relaxed_mask(self, soft_mask: Tensor) -> Tensor:
+        if not self.straight_through:
+            return soft_mask
+        # The bracket is zero in value and one in gradient.
+        return _mask(self) + F.softplus(soft_mask).detach() * (soft_mask - soft_mask.detach())
 
     def extra_repr(self) -> str:
         if self.relu_mask is None:
             return "no mask"
-        return f"relu_count={int(self.relu_mask.sum())}, relu_total={self.relu_mask.numel()}"
+        degree = "" if self.replacement is None else f", replacement of degree {len(self.replacement) - 1}"
+        return f"relu_count={int(self.relu_mask.sum())}, relu_total={self.relu_mask.numel()}{degree}"
 
 
 def masked_layers(model: nn.Module) -> dict[str, MaskedReLU]:
@@ -84,11 +116,15 @@ def set_relu_mask(model: nn.Module, relu_mask: Tensor) -> None:
         mask.copy_(part.reshape(mask.shape))
 
 
-def relax(model: nn.Module) -> list[nn.Parameter]:
-    """Put a trainable real-valued mask, equal to the binary one, in its place; returns these parameters in order."""
+def relax(model: nn.Module, *, straight_through: bool = False) -> list[nn.Parameter]:
+    """Put a trainable real-valued mask, equal to the binary one, in its place; returns these parameters in order.
+
+    straight_through: the binary masks stay in force, and the real ones only receive their gradients.
+    """
     parameters = []
     for layer in masked_layers(model).values():
         layer.soft_mask = nn.Parameter(_mask(layer).float())
+        layer.straight_through = straight_through
         parameters.append(layer.soft_mask)
     return parameters
 
@@ -97,4 +133,5 @@ def harden(model: nn.Module, relu_mask: Tensor) -> None:
     """Drop the real-valued masks and write the binary ones from one vector, bool [relu_total]."""
     for layer in masked_layers(model).values():
         layer.soft_mask = None
+        layer.straight_through = False
     set_relu_mask(model, relu_mask)
