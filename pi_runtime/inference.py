@@ -72,6 +72,7 @@ def classify_remotely(
     Raises:
         PiError: a file cannot be read, a peer cannot be reached or refuses, or the store cannot be used.
     """
+    from pi_runtime.preset.input_range import check_images
     from pi_runtime.preset.roles import open_client
 
     _check_top(top)
@@ -80,6 +81,7 @@ def classify_remotely(
         meter = _ClientMeter(client)
         graph = client.model.graph
         pictures = load_images(files, graph)
+        check_images(pictures, client.model.program, files)
         meter.charge("setup")
         logits = []
         for start in range(0, len(pictures), batch):

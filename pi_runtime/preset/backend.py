@@ -36,6 +36,7 @@ from pi_runtime.net.traffic import Counts, Traffic
 from pi_runtime.onnx_graph import load_onnx
 from pi_runtime.preset.client import PresetClient
 from pi_runtime.preset.costs import Reading, offline_layers, online_layers, phase_cost
+from pi_runtime.preset.input_range import check_images
 from pi_runtime.preset.roles import Access, open_client
 
 _MODULE = "pi_runtime.preset.party"
@@ -98,6 +99,7 @@ class PresetBackend(Backend):
         shape = model.program.input_shape
         if images.ndim != 4 or images.shape[1:] != shape or not len(images):
             raise ConfigError(f"images must be [B, {', '.join(map(str, shape))}], got {images.shape}")
+        check_images(images, model.program)
         batch = len(images)
         if not self._stock[batch]:
             self.offline(batch)

@@ -18,6 +18,7 @@ from pi_runtime.net.channel import Channel
 from pi_runtime.net.endpoint import Endpoint
 from pi_runtime.net.frames import PeerRefusal
 from pi_runtime.net.messages import ErrorCode, Kind
+from pi_runtime.preset.input_range import check_images
 from pi_runtime.preset.ledger import Ledger
 from pi_runtime.preset.linear_ops import Weight, pack
 from pi_runtime.preset.model import ID_BYTES, PublicModel
@@ -126,12 +127,13 @@ class PresetClient(Closing):
         """Logits [B, classes] of ``images`` [B, C, H, W], normalised; uses up one bundle.
 
         Raises:
-            ConfigError: images of another shape than the network's.
+            ConfigError: images of another shape than the network's, or with values beyond its range; nothing is spent.
             RemoteProtocolError: the server went away, refused or broke the protocol; the bundle is lost.
         """
         program = self.model.program
         if images.ndim != 4 or images.shape[1:] != program.input_shape or not len(images):
             raise ConfigError(f"images must be [B, {', '.join(map(str, program.input_shape))}], got {images.shape}")
+        check_images(images, program)
         batch = len(images)
         self.reserve(batch)
         inference, channel = self._reserved, self._channel
