@@ -16,6 +16,8 @@ from linearize.errors import ConfigError
 DatasetName = Literal["digits", "cifar10", "cifar100", "tinyimagenet", "folder"]
 NetworkName = Literal["resnet18", "wrn22"]
 Schedule = Literal["one_cycle", "cosine", "step"]
+MethodName = Literal["bcd", "snl", "autorep", "taylor", "sensitivity", "layer_culling", "random_mask"]
+ReferenceName = Literal["snl", "autorep", "taylor", "none"]
 
 
 class Section(BaseModel):
@@ -81,6 +83,15 @@ class DistillConfig(SgdConfig):
     augment: bool = Field(True, description="augment here too; without it the teacher's logits are computed only once")
 
 
+class LastFinetuneConfig(DistillConfig):
+    """Training after the search, the same for every method."""
+
+    soup: int = Field(1, ge=1, le=64, description="finetunes from the same start whose weights are averaged")
+    ema: float = Field(
+        0.0, ge=0, lt=1, description="decay a step of an exponential moving average of the weights; 0: none"
+    )
+
+
 class BaselineConfig(SgdConfig):
     """Training of the network with all its ReLUs."""
 
@@ -94,7 +105,7 @@ class SnlConfig(Section):
     """Selective network linearization: the mask phase that makes BCD's reference network."""
 
     reference_budget: int | None = Field(
-        None, ge=1, description="ReLUs of the reference network; unset: 1.5 times relu_budget"
+        None, ge=1, description="ReLUs of bcd's reference network, of any kind; unset: 1.5 times relu_budget"
     )
     max_epochs: int = Field(8, ge=1, description="most passes over the training images in the mask phase")
     batch_size: int = Field(64, ge=2, description="images per gradient step of the mask phase")
@@ -130,25 +141,99 @@ class BcdConfig(Section):
     )
 
 
+class TaylorConfig(Section):
+    """Progressive cuts by first-order scores, with finetuning between them; after ReLUPruner's idea."""
+
+    cuts: int = Field(6, ge=1, description="cuts from all ReLUs to the budget, each by the same factor")
+    images: int = Field(1024, ge=1, description="training images that a cut's scores are measured on")
+    statistic: Literal["rms", "absolute", "signed"] = Field(
+        "rms", description="over images: root mean square, mean of absolute values, or mean with sign"
+    )
+    loss: Literal["cross_entropy", "distill"] = Field("cross_entropy", description="loss whose change is estimated")
+    finetune: DistillConfig = Field(
+        DistillConfig(epochs=1, batch_size=64, lr=0.01), description="training after each cut"
+    )
+
+
+class AutorepConfig(Section):
+    """A trained indicator with hysteresis, and a polynomial a channel for removed ReLUs; after AutoReP's idea."""
+
+    degree: int = Field(1, ge=1, le=2, description="of the polynomial; the secure runtime cannot take degree 2")
+    epochs: int = Field(8, ge=1, description="passes over the training images in the mask phase")
+    batch_size: int = Field(64, ge=2, description="images per gradient step of the mask phase")
+    lr: float = Field(0.001, gt=0, description="Adam's learning rate for the weights and polynomials")
+    mask_lr: float = Field(0.01, gt=0, description="Adam's learning rate for the real numbers behind the indicator")
+    hysteresis: float = Field(
+        0.003,
+        ge=0,
+        description="a kept ReLU is removed when its number falls below minus this, and back above plus this",
+    )
+    density_weight: float = Field(
+        100.0, gt=0, description="penalty on the share of ReLUs kept above the budget's share"
+    )
+    images: int = Field(1024, ge=1, description="training images on which the polynomials are fitted at the start")
+    kd_weight: float = Field(1.0, ge=0, description="weight of the distillation loss beside cross-entropy")
+    kd_temperature: float = Field(4.0, gt=0, description="softmax temperature of distillation")
+    augment: bool = Field(True, description="augment here too; without it the teacher's logits are computed only once")
+
+
+class SensitivityConfig(Section):
+    """Layer budgets from ReLU sensitivity, within a layer the largest activation differences; after SENet's idea."""
+
+    density: float = Field(
+        0.1,
+        gt=0,
+        lt=1,
+        description="share of the network's weights that magnitude pruning keeps to measure sensitivity",
+    )
+    images: int = Field(1024, ge=1, description="training images that activation differences are measured on")
+
+
+class LayerCullingConfig(Section):
+    """Whole layers without ReLUs, the least critical first; after DeepReDuce's idea."""
+
+    images: int = Field(1024, ge=1, description="training images that criticality is measured on")
+
+
 class RunConfig(Section):
     """Everything that decides the result of a linearization."""
 
     relu_budget: int = Field(6000, ge=1, description="ReLUs kept in the linearized network")
+    method: MethodName = Field(
+        "bcd", description="what chooses them: bcd, snl, autorep, taylor, sensitivity, layer_culling or random_mask"
+    )
+    reference: ReferenceName = Field(
+        "snl", description="what makes the network that bcd starts from; none: it starts with all ReLUs"
+    )
+    replacement: Literal["identity", "affine"] = Field(
+        "identity",
+        description="what a removed ReLU becomes: the identity, or a trained a*x + b a channel (autorep has its own)",
+    )
+    baseline_from: str | None = Field(
+        None, description="checkpoint of the same network and images to take as the baseline; unset: train it"
+    )
     seed: int = Field(0, ge=0, lt=2**63, description="seed of initial weights, batches, augmentation and proposals")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto (CUDA where there is one), cpu or cuda")
     threads: int = Field(0, ge=0, le=1024, description="CPU threads; 0: PyTorch's own choice")
+    amp: Literal["off", "bf16"] = Field(
+        "off", description="bf16: gradient steps in mixed precision (slower on CPUs without bfloat16 units)"
+    )
     data: DataConfig = Field(DataConfig(), description="images")
     network: NetworkConfig = Field(NetworkConfig(), description="the classifier")
     baseline: BaselineConfig = Field(BaselineConfig(), description="training with all ReLUs")
-    snl: SnlConfig = Field(SnlConfig(), description="the reference network")
+    snl: SnlConfig = Field(SnlConfig(), description="selective network linearization; the reference network")
     bcd: BcdConfig = Field(BcdConfig(), description="block coordinate descent")
-    finetune: DistillConfig = Field(
-        DistillConfig(epochs=3, batch_size=64, lr=0.005), description="training after the search"
+    taylor: TaylorConfig = Field(TaylorConfig(), description="progressive cuts by first-order scores")
+    autorep: AutorepConfig = Field(AutorepConfig(), description="trained indicator and polynomials")
+    sensitivity: SensitivityConfig = Field(SensitivityConfig(), description="layer budgets from ReLU sensitivity")
+    layer_culling: LayerCullingConfig = Field(LayerCullingConfig(), description="whole layers without ReLUs")
+    finetune: LastFinetuneConfig = Field(
+        LastFinetuneConfig(epochs=3, batch_size=64, lr=0.005), description="training after the search"
     )
 
     @property
     def reference_budget(self) -> int:
-        """ReLUs that the SNL network may keep: as set, or 1.5 times relu_budget."""
+        """ReLUs that the reference network may keep: as set, or 1.5 times relu_budget."""
         return self.snl.reference_budget or self.relu_budget * 3 // 2
 
 
@@ -235,7 +320,7 @@ def load_config(path: Path | None = None, overrides: Mapping[str, object] | None
         config = RunConfig.model_validate(_over_defaults(tree))
     except ValidationError as error:
         raise _explain(error, path, overrides) from None
-    if config.reference_budget < config.relu_budget:
+    if config.method == "bcd" and config.reference != "none" and config.reference_budget < config.relu_budget:
         raise ConfigError(
             f"snl.reference_budget must be at least relu_budget ({config.relu_budget:,}), "
             f"got {config.reference_budget:,}; raise it or leave it unset"
