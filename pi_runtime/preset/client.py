@@ -55,6 +55,7 @@ class PresetClient(Closing):
     ) -> None:
         self.ledger = Ledger()
         self._endpoint = endpoint
+        self.name = endpoint.identity.name
         self._server = server
         self._server_name = server_name
         self._store = store
@@ -98,9 +99,8 @@ class PresetClient(Closing):
             self._prepare_one(batch)
 
     def ready(self, batch: int) -> int:
-        """How many unspent bundles of this model and batch are in the client's store."""
-        model = self.model
-        return self._store.count_ready(model_id=model.model_id, graph_hash=model.graph_hash, batch=batch)
+        """How many unspent bundles of this model and batch this client has in its store."""
+        return self._store.count_ready(owner=self.name, batch=batch, **self.model.fields)
 
     def reserve(self, batch: int) -> None:
         """Opens the next unspent bundle for ``batch`` images, made now if there is none; both sides have spent it.
@@ -112,7 +112,7 @@ class PresetClient(Closing):
         self._release()
         attempts = _MAX_ATTEMPTS
         while self._reserved is None:
-            lease = self._store.next_ready(model_id=self.model.model_id, graph_hash=self.model.graph_hash, batch=batch)
+            lease = self._store.next_ready(owner=self.name, batch=batch, **self.model.fields)
             if lease is None:
                 if not attempts:
                     raise RemoteProtocolError("the server keeps refusing the bundles that were made with it")
@@ -161,8 +161,7 @@ class PresetClient(Closing):
         model, channel = self.model, self._connected()
         bundle_id, seed = secrets.token_hex(ID_BYTES), Seed.fresh()
         pads = BundlePads(seed, bytes.fromhex(bundle_id), bytes.fromhex(model.graph_hash), batch)
-        owner = self._endpoint.identity.name
-        with self._store.adding(bundle_id, batch=batch, owner=owner, **model.fields) as file:
+        with self._store.adding(bundle_id, batch=batch, owner=self.name, **model.fields) as file:
             file.write(seed.reveal())
             try:
                 self._provider.make(channel, model, pads)

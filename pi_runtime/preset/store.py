@@ -122,12 +122,14 @@ class BundleStore(Closing):
         with self.adding(bundle_id, model_id=model_id, graph_hash=graph_hash, batch=batch, owner=owner) as file:
             write(file)
 
-    def next_ready(self, *, model_id: str, graph_hash: str, batch: int) -> Lease | None:
-        """A lease of the oldest ready bundle of this kind that nobody holds; None if there is none."""
+    def next_ready(self, *, owner: str, model_id: str, graph_hash: str, batch: int) -> Lease | None:
+        """A lease of the oldest ready bundle of this owner and kind that nobody holds; None if there is none."""
         after = -1
         while True:
             with self._told():
-                found = self._marks.ready_after(after, model_id=model_id, graph_hash=graph_hash, batch=batch)
+                found = self._marks.ready_after(
+                    after, owner=owner, model_id=model_id, graph_hash=graph_hash, batch=batch
+                )
             if found is None:
                 return None
             after, bundle_id = found
@@ -170,10 +172,10 @@ class BundleStore(Closing):
             self._erase(bundle_id)
         return bundle
 
-    def count_ready(self, *, model_id: str, graph_hash: str, batch: int) -> int:
-        """How many bundles of this kind are ready, held ones included."""
+    def count_ready(self, *, owner: str, model_id: str, graph_hash: str, batch: int) -> int:
+        """How many bundles of this owner and kind are ready, held ones included."""
         with self._told():
-            return self._marks.count_ready(model_id=model_id, graph_hash=graph_hash, batch=batch)
+            return self._marks.count_ready(owner=owner, model_id=model_id, graph_hash=graph_hash, batch=batch)
 
     def count_unspent_of(self, owner: str, *, model_id: str) -> int:
         """How many bundles of a model ``owner`` has here that are ready or being made."""

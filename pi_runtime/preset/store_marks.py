@@ -27,16 +27,17 @@ from pi_runtime.closing import Closing
 from pi_runtime.errors import ConfigError, LocalProtocolError
 
 _APPLICATION_ID = 0x70496273  # "pIbs"
-_SCHEMA_VERSION = 1
+_SCHEMA_VERSION = 2
 _BUSY_S = 60.0
 _HEX_ID = re.compile(r"[0-9a-f]{32}")
 _COLUMNS = "bundle_id, model_id, graph_hash, batch, owner, material_bytes"
+_OF_KIND = "state = 'ready' AND owner = ? AND model_id = ? AND graph_hash = ? AND batch = ?"
 _SCHEMA = (
     "CREATE TABLE store (role TEXT NOT NULL, inode TEXT NOT NULL)",
     "CREATE TABLE bundles (sequence INTEGER PRIMARY KEY AUTOINCREMENT, bundle_id TEXT NOT NULL UNIQUE,"
     " model_id TEXT NOT NULL, graph_hash TEXT NOT NULL, batch INTEGER NOT NULL, owner TEXT NOT NULL,"
     " material_bytes INTEGER NOT NULL, state TEXT NOT NULL CHECK (state IN ('reserved', 'ready', 'spent')))",
-    "CREATE INDEX by_model ON bundles (model_id, graph_hash, batch, sequence) WHERE state = 'ready'",
+    "CREATE INDEX by_kind ON bundles (owner, model_id, graph_hash, batch, sequence) WHERE state = 'ready'",
     "CREATE TRIGGER forward BEFORE UPDATE OF state ON bundles"
     " WHEN OLD.state = 'spent' OR NEW.state = 'reserved'"
     " BEGIN SELECT RAISE(ABORT, 'a mark only moves forward'); END",
@@ -155,22 +156,22 @@ class Marks(Closing):
         with self._lock:
             return self._require_ready(bundle_id)
 
-    def ready_after(self, sequence: int, *, model_id: str, graph_hash: str, batch: int) -> tuple[int, str] | None:
+    def ready_after(
+        self, sequence: int, *, owner: str, model_id: str, graph_hash: str, batch: int
+    ) -> tuple[int, str] | None:
         """The oldest ready bundle of this kind after ``sequence``: its own sequence and its id; None if none is."""
         with self._lock:
             row: tuple[int, str] | None = self._database.execute(
-                "SELECT sequence, bundle_id FROM bundles WHERE state = 'ready' AND model_id = ? "
-                "AND graph_hash = ? AND batch = ? AND sequence > ? ORDER BY sequence LIMIT 1",
-                (model_id, graph_hash, batch, sequence),
+                f"SELECT sequence, bundle_id FROM bundles WHERE {_OF_KIND} AND sequence > ? ORDER BY sequence LIMIT 1",
+                (owner, model_id, graph_hash, batch, sequence),
             ).fetchone()
         return row
 
-    def count_ready(self, *, model_id: str, graph_hash: str, batch: int) -> int:
+    def count_ready(self, *, owner: str, model_id: str, graph_hash: str, batch: int) -> int:
         """How many bundles of this kind are ready."""
         with self._lock:
             row = self._database.execute(
-                "SELECT count(*) FROM bundles WHERE state = 'ready' AND model_id = ? AND graph_hash = ? AND batch = ?",
-                (model_id, graph_hash, batch),
+                f"SELECT count(*) FROM bundles WHERE {_OF_KIND}", (owner, model_id, graph_hash, batch)
             ).fetchone()
         return int(row[0])
 
@@ -202,7 +203,10 @@ class Marks(Closing):
             raise ConfigError(f"{self._path} is no store of bundles; choose another directory")
         version = execute("PRAGMA user_version").fetchone()[0]
         if version != _SCHEMA_VERSION:
-            raise ConfigError(f"{self._path} has format {version}, this program {_SCHEMA_VERSION}; update it")
+            raise ConfigError(
+                f"{self._path} has format {version}, this program {_SCHEMA_VERSION}; "
+                "use the program that made it, or make new bundles in an empty directory"
+            )
         execute("PRAGMA journal_mode = DELETE").fetchall()
         role, inode = execute("SELECT role, inode FROM store").fetchone()
         directory = self._path.parent

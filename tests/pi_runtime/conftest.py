@@ -111,7 +111,7 @@ class Parties:
     def pads_of(self, client, store, batch):
         """The pads of the client's next bundle, read from its store."""
         model = client.model
-        with store.next_ready(model_id=model.model_id, graph_hash=model.graph_hash, batch=batch) as lease:
+        with store.next_ready(owner=client.name, batch=batch, **model.fields) as lease:
             seed = Seed(lease.map()[:])
             return BundlePads(seed, bytes.fromhex(lease.bundle.bundle_id), bytes.fromhex(model.graph_hash), batch)
 

@@ -252,6 +252,19 @@ def test_a_copied_client_store_is_refused_at_once(parties, tmp_path):
         parties.client(store="copy")
 
 
+def test_clients_of_two_names_on_one_store_take_their_own_bundles(parties, used):
+    alice, store = parties.client("alice", store="shared")
+    bob, _ = parties.client("bob", store="shared")
+    alice.prepare(1, 2)
+    bobs = alice.ready(1), bob.ready(1)
+    infer(bob, parties)
+    assert bobs == (2, 0)
+    assert alice.ready(1) == 2, "bob's inference used up a bundle of his own"
+    infer(alice, parties)
+    assert_once(used)
+    assert store.counts() == {"reserved": 0, "ready": 1, "spent": 2}
+
+
 def test_two_clients_on_one_store_never_share_a_bundle(parties, used):
     first, store = parties.client()
     first.prepare(1, 4)

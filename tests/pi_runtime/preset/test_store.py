@@ -16,12 +16,12 @@ import pytest
 from pi_runtime.errors import ConfigError, LocalProtocolError
 from pi_runtime.preset.store import BundleStore
 
-KIND = {"model_id": "0" * 32, "graph_hash": "1" * 64, "batch": 4}
+KIND = {"model_id": "0" * 32, "graph_hash": "1" * 64, "batch": 4, "owner": "alice"}
 
 
 def add(store, bundle_id=None, material=b"material"):
     bundle_id = bundle_id or secrets.token_hex(16)
-    store.add(bundle_id, lambda file: file.write(material), owner="alice", **KIND)
+    store.add(bundle_id, lambda file: file.write(material), **KIND)
     return bundle_id
 
 
@@ -52,13 +52,13 @@ def test_a_bundle_goes_from_ready_to_spent_and_its_material_is_erased(store):
 def test_bundles_come_in_order_and_only_of_the_wanted_kind(store):
     first, second = add(store), add(store)
     other = secrets.token_hex(16)
-    store.add(other, lambda file: file.write(b"x"), owner="alice", **(KIND | {"batch": 1}))
+    store.add(other, lambda file: file.write(b"x"), **(KIND | {"batch": 1}))
     with store.next_ready(**KIND) as one, store.next_ready(**KIND) as two:
         assert [one.bundle.bundle_id, two.bundle.bundle_id] == [first, second]
         assert store.next_ready(**KIND) is None
     with store.next_ready(**KIND) as again:
         assert again.bundle.bundle_id == first, "a lease that was let go unspent is ready again"
-    for changed in ({"model_id": "2" * 32}, {"graph_hash": "2" * 64}, {"batch": 2}):
+    for changed in ({"model_id": "2" * 32}, {"graph_hash": "2" * 64}, {"batch": 2}, {"owner": "bob"}):
         assert store.next_ready(**(KIND | changed)) is None
 
 
@@ -104,7 +104,7 @@ def test_half_written_bundles_are_never_ready(store):
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        store.add(bundle_id, write_half, owner="alice", **KIND)
+        store.add(bundle_id, write_half, **KIND)
     assert store.counts() == {"reserved": 0, "ready": 0, "spent": 1}
     assert files(store.directory) == []
     with pytest.raises(LocalProtocolError, match="no material"):
@@ -129,7 +129,7 @@ KILL_AT_EVERY_LINE = textwrap.dedent(
     from pi_runtime.preset.store import BundleStore
     from pi_runtime.errors import LocalProtocolError
 
-    KIND = {"model_id": "0" * 32, "graph_hash": "1" * 64, "batch": 4}
+    KIND = {"model_id": "0" * 32, "graph_hash": "1" * 64, "batch": 4, "owner": "alice"}
     BUNDLE = "a" * 32
 
     def use(directory, last_line):
@@ -145,7 +145,7 @@ KILL_AT_EVERY_LINE = textwrap.dedent(
             return on_line
         sys.settrace(on_line)
         store = BundleStore(directory, "client")
-        store.add(BUNDLE, lambda file: file.write(b"material"), owner="alice", **KIND)
+        store.add(BUNDLE, lambda file: file.write(b"material"), **KIND)
         with store.next_ready(**KIND) as lease:
             store.spend(lease.bundle.bundle_id)
             (directory / "used").touch()  # stands for the first masked byte
@@ -181,7 +181,7 @@ KILL_AT_EVERY_LINE = textwrap.dedent(
             if sum(counts.values()):
                 assert refused(lambda: store.spend(BUNDLE))
                 assert refused(lambda: store.open_material(BUNDLE))
-                assert refused(lambda: store.add(BUNDLE, lambda file: file.write(b"x"), owner="alice", **KIND))
+                assert refused(lambda: store.add(BUNDLE, lambda file: file.write(b"x"), **KIND))
                 assert store.next_ready(**KIND) is None
         outcomes.append([counts["ready"], counts["spent"], used])
         kills += 1
@@ -208,7 +208,7 @@ RACE = textwrap.dedent(
     import sys
     from pathlib import Path
     from pi_runtime.preset.store import BundleStore
-    KIND = {"model_id": "0" * 32, "graph_hash": "1" * 64, "batch": 4}
+    KIND = {"model_id": "0" * 32, "graph_hash": "1" * 64, "batch": 4, "owner": "alice"}
     with BundleStore(Path(sys.argv[1]), "client") as store:
         print("ready", flush=True)
         sys.stdin.readline()
