@@ -4,6 +4,7 @@ LinearizeError
 ├── ConfigError       an unknown key, a wrong type, a value out of range
 ├── DataError         a dataset that is unknown, missing, empty or corrupt
 ├── CheckpointError   a checkpoint that is missing, truncated or of another network
+├── NetworkError      a network of the user's that cannot be built, traced or masked
 └── BudgetError       a ReLU budget that the network cannot meet
 """
 
@@ -22,6 +23,10 @@ class DataError(LinearizeError):
 
 class CheckpointError(LinearizeError):
     """A checkpoint is missing, truncated or belongs to another network."""
+
+
+class NetworkError(LinearizeError):
+    """A network of the user's cannot be built or traced, or its ReLUs cannot be masked."""
 
 
 class BudgetError(LinearizeError):
