@@ -23,6 +23,7 @@ from pi_runtime.preset.offline import server_share
 from pi_runtime.preset.program import Step
 from pi_runtime.preset.service import RefusedRequest
 from pi_runtime.preset.store import BundleStore
+from pi_runtime.preset.store_marks import TooManyBundlesError
 from pi_runtime.primitives.ring import I64
 
 
@@ -93,9 +94,10 @@ class PendingBundle:
 
 
 class Assembly:
-    """The bundles in the making."""
+    """The bundles in the making; a client may have ``max_unspent`` of the model, those included."""
 
-    def __init__(self, model: ServedModel, store: BundleStore) -> None:
+    def __init__(self, model: ServedModel, store: BundleStore, *, max_unspent: int) -> None:
+        self._max_unspent = max_unspent
         self._model = model
         self._store = store
         self._lock = threading.Lock()
@@ -106,16 +108,16 @@ class Assembly:
         """A bundle to be filled inside the block; it is in the store, durably, when the block has ended well.
 
         Raises:
-            RefusedRequest: the id was used before.
+            RefusedRequest: the id was used before, or ``owner`` has too many bundles.
         """
         model = self._model.public
         layout = BundleLayout(model.program, batch)
-        adding = self._store.adding(
-            bundle_id, model_id=model.model_id, graph_hash=model.graph_hash, batch=batch, owner=owner
-        )
+        adding = self._store.adding(bundle_id, batch=batch, owner=owner, max_unspent=self._max_unspent, **model.fields)
         with ExitStack() as stack:
             try:
                 file = stack.enter_context(adding)
+            except TooManyBundlesError as error:
+                raise RefusedRequest(ErrorCode.BUSY, str(error)) from error
             except LocalProtocolError as error:
                 raise RefusedRequest(ErrorCode.BUNDLE, str(error)) from error
             pending = PendingBundle(self._model, layout, owner, file)

@@ -161,7 +161,9 @@ class PresetClient(Closing):
         model, channel = self.model, self._connected()
         bundle_id, seed = secrets.token_hex(ID_BYTES), Seed.fresh()
         pads = BundlePads(seed, bytes.fromhex(bundle_id), bytes.fromhex(model.graph_hash), batch)
-        with self._store.adding(bundle_id, batch=batch, owner=self.name, **model.fields) as file:
+        with self._store.adding(
+            bundle_id, batch=batch, owner=self.name, model_id=model.model_id, graph_hash=model.graph_hash
+        ) as file:
             file.write(seed.reveal())
             try:
                 self._provider.make(channel, model, pads)

@@ -64,11 +64,10 @@ class PresetServer(Closing):
         self.model = ServedModel(graph, state, threads=threads)
         warm_up(self.model.program, self.model.product)
         self._max_bundle_bytes = max_bundle_bytes
-        self._max_unspent = max_unspent
         self.ledger = Ledger()
         self.step_seconds: dict[str, float] = {}
         self._store = BundleStore(state / "bundles", "server")
-        self._assembly = Assembly(self.model, self._store)
+        self._assembly = Assembly(self.model, self._store, max_unspent=max_unspent)
         self.link = DealerLink(endpoint, dealer, self.model, self._assembly, name=dealer_name, ledger=self.ledger)
         self._service = Service(
             endpoint, listen, ("client",), self._serve, ledger=self.ledger, max_connections=max_clients
@@ -127,12 +126,6 @@ class PresetServer(Closing):
         program, channel = self.model.program, visit.channel
         size = BundleLayout(program, batch).total_bytes
         check_bundle_bytes(batch, size, self._max_bundle_bytes)
-        unspent = self._store.count_unspent_of(visit.peer_name, model_id=self.model.public.model_id)
-        if unspent >= self._max_unspent:
-            raise RefusedRequest(
-                ErrorCode.BUSY,
-                f"{unspent} bundles of this client are unspent, at most {self._max_unspent}; use some first",
-            )
         with self._assembly.collecting(bundle_id, batch, visit.peer_name) as pending:
             channel.send_control(Kind.PREPARED, bundle_id=bundle_id)
             for step in program.linear_steps:

@@ -82,18 +82,29 @@ class BundleStore(Closing):
                 raise
 
     @contextmanager
-    def adding(self, bundle_id: str, *, model_id: str, graph_hash: str, batch: int, owner: str) -> Iterator[BinaryIO]:
+    def adding(
+        self,
+        bundle_id: str,
+        *,
+        model_id: str,
+        graph_hash: str,
+        batch: int,
+        owner: str,
+        max_unspent: int | None = None,
+    ) -> Iterator[BinaryIO]:
         """Yields a file to write the material to; when the block ends well the bundle is whole, on disk and ready.
 
         The id is taken from the beginning. If the block raises, or the process dies in it, the id is spent.
+        max_unspent: bundles of this model that the owner may have here unspent, this one and those being made included.
 
         Raises:
             LocalProtocolError: the id is malformed or was ever added here, or no byte was written.
+            TooManyBundlesError: the owner has ``max_unspent`` already.
         """
         part = self._path(bundle_id, ".part")
         with self._told(), ExitStack() as stack:
             with self._marks.transaction():
-                self._marks.reserve(Bundle(bundle_id, model_id, graph_hash, batch, owner))
+                self._marks.reserve(Bundle(bundle_id, model_id, graph_hash, batch, owner), max_unspent=max_unspent)
                 descriptor = os.open(part, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
                 file = stack.enter_context(os.fdopen(descriptor, "w+b"))
                 # The lock tells the sweep of another process that the writer of this bundle is alive.
@@ -176,11 +187,6 @@ class BundleStore(Closing):
         """How many bundles of this owner and kind are ready, held ones included."""
         with self._told():
             return self._marks.count_ready(owner=owner, model_id=model_id, graph_hash=graph_hash, batch=batch)
-
-    def count_unspent_of(self, owner: str, *, model_id: str) -> int:
-        """How many bundles of a model ``owner`` has here that are ready or being made."""
-        with self._told():
-            return self._marks.count_unspent_of(owner, model_id=model_id)
 
     def counts(self) -> dict[str, int]:
         """How many bundles there are in each state."""

@@ -64,6 +64,10 @@ class Bundle:
     material_bytes: int = 0
 
 
+class TooManyBundlesError(LocalProtocolError):
+    """The owner of a bundle to be added has as many as it may have."""
+
+
 def is_bundle_id(text: str) -> bool:
     """Whether ``text`` can be the id of a bundle."""
     return _HEX_ID.fullmatch(text) is not None
@@ -108,12 +112,17 @@ class Marks(Closing):
 
     # Inside a transaction
 
-    def reserve(self, bundle: Bundle) -> None:
-        """Takes the id of ``bundle``.
+    def reserve(self, bundle: Bundle, *, max_unspent: int | None = None) -> None:
+        """Takes the id of ``bundle``, whose owner may have ``max_unspent`` of its model that are not spent.
 
         Raises:
             LocalProtocolError: it was ever taken here.
+            TooManyBundlesError: the owner has as many already.
         """
+        if max_unspent is not None and (unspent := self._count_unspent_like(bundle)) >= max_unspent:
+            raise TooManyBundlesError(
+                f"{unspent} bundles of this client are unspent, at most {max_unspent}; use some first"
+            )
         if self._lookup(bundle.bundle_id):
             raise LocalProtocolError(f"bundle {bundle.bundle_id} was added before; an id is used once")
         self._database.execute(
@@ -175,14 +184,6 @@ class Marks(Closing):
             ).fetchone()
         return int(row[0])
 
-    def count_unspent_of(self, owner: str, *, model_id: str) -> int:
-        """How many bundles of a model ``owner`` has here that are ready or being made."""
-        with self._lock:
-            row = self._database.execute(
-                "SELECT count(*) FROM bundles WHERE state != 'spent' AND owner = ? AND model_id = ?", (owner, model_id)
-            ).fetchone()
-        return int(row[0])
-
     def counts(self) -> dict[str, int]:
         """How many bundles there are in each state."""
         with self._lock:
@@ -236,6 +237,13 @@ class Marks(Closing):
             except OSError:
                 generation = ""  # a file system without generations, such as tmpfs
         return f"{number}.{generation}"
+
+    def _count_unspent_like(self, bundle: Bundle) -> int:
+        row = self._database.execute(
+            "SELECT count(*) FROM bundles WHERE state != 'spent' AND owner = ? AND model_id = ?",
+            (bundle.owner, bundle.model_id),
+        ).fetchone()
+        return int(row[0])
 
     def _lookup(self, bundle_id: str) -> tuple[Bundle, str] | None:
         row = self._database.execute(

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 
 from pi_runtime.errors import RemoteProtocolError
 from pi_runtime.net.channel import Channel
 from pi_runtime.net.frames import PeerRefusal
 from pi_runtime.net.messages import ErrorCode, Kind
+from pi_runtime.preset.assembly import Assembly
 
 
 def test_a_bundle_belongs_to_the_client_that_made_it(parties):
@@ -74,6 +77,28 @@ def test_a_client_that_opens_nothing_is_refused_more_bundles(idle_parties):
     idle_parties.client("bob")[0].prepare(1)
     client.infer(idle_parties.images(1))
     client.prepare(1)
+
+
+def test_two_requests_at_once_cannot_both_be_the_last_that_is_allowed(idle_parties, monkeypatch):
+    together, collecting = threading.Barrier(2), Assembly.collecting
+
+    def at_once(assembly, *arguments):
+        together.wait(10)  # whatever is looked at before this point was looked at by both
+        return collecting(assembly, *arguments)
+
+    idle_parties.start_dealer()
+    idle_parties.start_server(max_unspent=1)
+    monkeypatch.setattr(Assembly, "collecting", at_once)
+    channels = [idle_parties.connect("alice") for _ in range(2)]
+    for channel in channels:
+        channel.send_control(Kind.PREPARE, **idle_parties.request())
+    answers = []
+    for channel in channels:
+        try:
+            answers.append(channel.recv_control(Kind.PREPARED).kind)
+        except PeerRefusal as refusal:
+            answers.append(refusal.code)
+    assert sorted(answers, key=str) == sorted([Kind.PREPARED, ErrorCode.BUSY], key=str)
 
 
 @pytest.mark.parametrize("kind", [Kind.PREPARED, Kind.DEALT, Kind.STORED])
