@@ -215,8 +215,8 @@ class RunConfig(Section):
     seed: int = Field(0, ge=0, lt=2**63, description="seed of initial weights, batches, augmentation and proposals")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto (CUDA where there is one), cpu or cuda")
     threads: int = Field(0, ge=0, le=1024, description="CPU threads; 0: PyTorch's own choice")
-    amp: Literal["off", "bf16"] = Field(
-        "off", description="bf16: gradient steps in mixed precision (slower on CPUs without bfloat16 units)"
+    amp: Literal["none", "bf16"] = Field(
+        "none", description="bf16: gradient steps in mixed precision (slower on CPUs without bfloat16 units)"
     )
     data: DataConfig = Field(DataConfig(), description="images")
     network: NetworkConfig = Field(NetworkConfig(), description="the classifier")

@@ -4,9 +4,10 @@ Legend: B batch, K classes.
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from torch.nn import functional as F
 from linearize.config import Schedule, SgdConfig
 from linearize.data import Batch, Dataset, batches_per_epoch, ordered_batches, training_batches
 from linearize.datasets import Split
+from linearize.meter import monitoring
 from linearize.rng import generator
 from linearize.stage import SavedState, StageContext
 
@@ -63,10 +65,10 @@ class Teacher:
     def logits(self, batch: Batch) -> Tensor:
         """Logits of a training batch, float [B, K]."""
         if batch.augmented:
-            return self._model(batch.inputs)  # type: ignore[no-any-return]
+            return self._model(batch.inputs).float()  # type: ignore[no-any-return]
         if self._cached is None:
             batches = ordered_batches(self._data, self._data.train, _EVAL_BATCH_SIZE)
-            self._cached = torch.cat([self._model(inputs) for inputs, _ in batches])
+            self._cached = torch.cat([self._model(inputs).float() for inputs, _ in batches])
         return self._cached[batch.indices]
 
 
@@ -87,11 +89,31 @@ def distilled(teacher: Teacher, weight: float, temperature: float) -> Loss:
 
 @torch.inference_mode()
 def accuracy(model: nn.Module, data: Dataset, split: Split) -> float:
-    """Top-1 accuracy in percent, eval mode, no augmentation. Leaves the network in eval mode."""
+    """Top-1 accuracy in percent, eval mode, no augmentation; for the record only, so its passes are not counted.
+
+    Leaves the network in eval mode.
+    """
     model.eval()
     batches = ordered_batches(data, split, _EVAL_BATCH_SIZE)
-    correct = sum(int((model(inputs).argmax(1) == labels).sum()) for inputs, labels in batches)
+    with monitoring():
+        correct = sum(int((model(inputs).argmax(1) == labels).sum()) for inputs, labels in batches)
     return 100 * correct / len(split)
+
+
+class Follower(Protocol):
+    """Something that follows a training along and goes on with it after a kill."""
+
+    def after_step(self, model: nn.Module) -> None:
+        """Called after each gradient step."""
+
+    def after_epoch(self, model: nn.Module, record: dict[str, Any]) -> None:
+        """Called after each epoch with its record, to which it may add JSON values."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What must be saved."""
+
+    def restore(self, tensors: Mapping[str, Tensor], history: Sequence[Mapping[str, Any]]) -> None:
+        """Take back what `tensors` gave, with the records of the epochs so far, at least one."""
 
 
 @dataclass(frozen=True)
@@ -109,16 +131,22 @@ def train_epoch(
     loss: Loss,
     before_step: Callable[[int], None] | None = None,
     after_step: Callable[[int], bool] | None = None,
+    autocast: AbstractContextManager[Any] | None = None,
 ) -> EpochResult:
-    """One pass of gradient steps in train mode. Hooks get the step's number; a true `after_step` ends the pass."""
+    """One pass of gradient steps in train mode. Hooks get the step's number; a true `after_step` ends the pass.
+
+    autocast: entered for each forward pass and its loss.
+    """
+    autocast = autocast or nullcontext()
     model.train()
     losses, correct, seen = [], 0, 0
     for step, batch in enumerate(batches):
         if before_step is not None:
             before_step(step)
         optimizer.zero_grad(set_to_none=True)
-        logits = model(batch.inputs)
-        value = loss(logits, batch)
+        with autocast:
+            logits = model(batch.inputs)
+            value = loss(logits, batch)
         torch.autograd.backward(value)
         optimizer.step()
         losses.append(value.detach())
@@ -150,10 +178,13 @@ def restore(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping
 
 
 def sgd(model: nn.Module, settings: SgdConfig) -> torch.optim.SGD:
-    """SGD over all weights of a network."""
-    return torch.optim.SGD(
-        model.parameters(), lr=settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay
-    )
+    """SGD over all weights of a network; what replaces removed ReLUs is not decayed towards zero."""
+    weights = [parameter for name, parameter in model.named_parameters() if not name.endswith("replacement")]
+    groups: list[dict[str, Any]] = [{"params": weights, "weight_decay": settings.weight_decay}]
+    replacements = [parameter for name, parameter in model.named_parameters() if name.endswith("replacement")]
+    if replacements:
+        groups.append({"params": replacements, "weight_decay": 0.0})
+    return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum)
 
 
 def fit(
@@ -165,6 +196,7 @@ def fit(
     loss: Loss,
     augmented: bool,
     state: SavedState,
+    followers: Sequence[Follower] = (),
 ) -> list[dict[str, Any]]:
     """Train by SGD for settings.epochs, saving state after each epoch and going on from a saved one.
 
@@ -178,7 +210,17 @@ def fit(
     if saved is not None and saved[1]["stage"] == stage:
         restore(model, optimizer, saved[0])
         history = saved[1]["history"]
+        for number, follower in enumerate(followers):
+            prefix = f"follower.{number}."
+            kept = {name.removeprefix(prefix): value for name, value in saved[0].items() if name.startswith(prefix)}
+            follower.restore({name: value.to(context.device) for name, value in kept.items()}, history)
     steps = batches_per_epoch(len(context.data.train), settings.batch_size)
+
+    def follow(step: int) -> bool:
+        for follower in followers:
+            follower.after_step(model)
+        return False
+
     with context.reporter.task(stage, settings.epochs) as task:
         task.advance(len(history))
         for epoch in range(len(history), settings.epochs):
@@ -191,9 +233,16 @@ def fit(
             batches = training_batches(
                 context.data, settings.batch_size, augmented, generator(context.seed, stage, epoch)
             )
-            result = train_epoch(model, optimizer, batches, loss, before_step=set_lr)
-            history.append({"epoch": epoch, "loss": result.loss, "train_accuracy": result.train_accuracy})
-            state.save(snapshot(model, optimizer), {"stage": stage, "history": history})
+            result = train_epoch(
+                model, optimizer, batches, loss, before_step=set_lr, after_step=follow, autocast=context.autocast()
+            )
+            record = {"epoch": epoch, "loss": result.loss, "train_accuracy": result.train_accuracy}
+            tensors = snapshot(model, optimizer)
+            for number, follower in enumerate(followers):
+                follower.after_epoch(model, record)
+                tensors |= {f"follower.{number}.{name}": value for name, value in follower.tensors().items()}
+            history.append(record)
+            state.save(tensors, {"stage": stage, "history": history})
             task.advance()
             task.say(f"epoch {epoch + 1}, loss {result.loss:.3f}, train accuracy {result.train_accuracy:.2f} %")
     model.eval()
