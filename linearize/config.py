@@ -62,6 +62,19 @@ class NetworkConfig(Section):
         le=1024,
         description="channels of the first stage (resnet18) or widen factor (wrn22); unset: 64 and 8",
     )
+    model: str | None = Field(
+        None,
+        pattern=":",
+        description="in place of name: torchvision:NAME, or package.module:function, whose code is run",
+    )
+    weights: str | None = Field(
+        None, description="safetensors file of weights to start from; baseline.epochs 0 keeps them as they are"
+    )
+
+    @property
+    def label(self) -> str:
+        """What the network is called: its model, or its name."""
+        return self.model or self.name
 
 
 class SgdConfig(Section):
@@ -95,7 +108,7 @@ class LastFinetuneConfig(DistillConfig):
 class BaselineConfig(SgdConfig):
     """Training of the network with all its ReLUs."""
 
-    epochs: int = Field(6, ge=1, description="passes over the training images")
+    epochs: int = Field(6, ge=0, description="passes over the training images; 0 only where network.weights is set")
     batch_size: int = Field(64, ge=2, description="images per gradient step")
     lr: float = Field(0.02, gt=0, description="largest learning rate")
     schedule: Schedule = Field("one_cycle", description="course of the learning rate: one_cycle, cosine or step")
@@ -125,16 +138,56 @@ class SnlConfig(Section):
 
 
 class BcdConfig(Section):
-    """Block coordinate descent (arXiv 2511.11781)."""
+    """Block coordinate descent (arXiv 2511.11781); the options beyond the paper are off by default."""
 
     drc: int = Field(300, ge=1, description="delta ReLU count: ReLUs removed per step")
+    drc_fraction: float = Field(
+        0, ge=0, lt=1, description="remove this fraction of what is above the budget where that is more than drc"
+    )
     rt: int = Field(4, ge=1, description="random tries: most candidate blocks scored per step")
     adt: float = Field(
         0.3, gt=0, le=100, description="accuracy degradation tolerance: points of training accuracy a block may cost"
     )
+    drift: bool = Field(
+        False, description="take the last try's accuracy as the next step's reference, as the prototype did"
+    )
+    scoring: Literal["full", "exact", "racing"] = Field(
+        "exact", description="full: all images; exact: until decided, same masks; racing: a sequential test on a sample"
+    )
+    racing_share: float = Field(0.1, gt=0, le=1, description="racing: most images scored, a fraction of all")
+    racing_error: float = Field(
+        0.05, gt=0, lt=0.5, description="racing: probability of a wrong early decision on a candidate, each way"
+    )
     eval_batch_size: int = Field(256, ge=1, description="images per forward pass when candidates are scored")
+    proposal: Literal["uniform", "gradient", "mixed"] = Field(
+        "uniform", description="blocks at random, by lowest first-order worth, or by both"
+    )
+    gradient_images: int = Field(2000, ge=1, description="training images that the worth of ReLUs is computed on")
+    gradient_statistic: Literal["rms", "absolute"] = Field(
+        "rms", description="worth over images: root mean square or mean absolute value"
+    )
+    gradient_temperature: float = Field(
+        0.5, gt=0, description="later blocks are drawn by worth to the power -1/temperature"
+    )
+    uniform_share: float = Field(0.25, ge=0, le=1, description="share of random blocks where proposal is mixed")
+    shape: Literal["element", "channel", "row", "layer"] = Field(
+        "element", description="blocks of single ReLUs, whole channels, rows of a layer's map, or layers"
+    )
+    give_back: int = Field(
+        0, ge=0, description="most ReLUs exchanged per step for removed ones, if training accuracy does not fall"
+    )
+    exchange_steps: int = Field(0, ge=0, description="most steps at the budget that only exchange")
+    objective: Literal["relu", "latency"] = Field(
+        "relu", description="relu: the count alone; latency: also empty whole layers, a network round trip each"
+    )
+    round_worth: float = Field(
+        2.0, ge=0, le=100, description="latency: points of training accuracy that an emptied layer may cost"
+    )
     finetune_policy: Literal["on_rejection", "always"] = Field(
         "on_rejection", description="finetune after steps in which no try met adt, or after every step"
+    )
+    finetune_ranks: Literal["first", "ddp"] = Field(
+        "first", description="under torchrun: finetune on the first rank, or DistributedDataParallel on all"
     )
     finetune: DistillConfig = Field(
         DistillConfig(epochs=1, batch_size=64, lr=0.01), description="training within a step"
@@ -325,6 +378,10 @@ def load_config(path: Path | None = None, overrides: Mapping[str, object] | None
             f"snl.reference_budget must be at least relu_budget ({config.relu_budget:,}), "
             f"got {config.reference_budget:,}; raise it or leave it unset"
         )
+    if config.baseline.epochs == 0 and config.network.weights is None:
+        raise ConfigError("baseline.epochs must be at least 1, got 0; only weights given by network.weights need none")
+    if config.network.model is not None and config.network.width is not None:
+        raise ConfigError(f"network.width must be unset for network.model, got {config.network.width}; it has its own")
     return config
 
 
