@@ -73,7 +73,7 @@ def _mask_calls(traced: fx.GraphModule) -> fx.GraphModule:
         source = node.args[0] if node.args else node.kwargs["input"]
         assert isinstance(source, fx.Node), "a ReLU of a constant is none of the graph"
         before = modules.get(str(node.target))
-        traced.add_submodule(name, _copy_of(before) if isinstance(before, MaskedReLU) else MaskedReLU())
+        traced.add_submodule(name, deepcopy(before) if isinstance(before, MaskedReLU) else MaskedReLU())
         with traced.graph.inserting_after(node):
             call = traced.graph.call_module(name, (source,))
         position[call] = position[node]
@@ -125,12 +125,6 @@ def _path(node: fx.Node) -> str:
 
 def _title(traced: fx.GraphModule) -> str:
     return type(traced).__name__
-
-
-def _copy_of(layer: MaskedReLU) -> MaskedReLU:
-    copy = MaskedReLU()
-    copy.relu_mask = None if layer.relu_mask is None else layer.relu_mask.clone()
-    return copy
 
 
 def _allocate(masked: fx.GraphModule, input_shape: tuple[int, ...]) -> None:
