@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pi_runtime.closing import Closing
-from pi_runtime.errors import LocalProtocolError
+from pi_runtime.errors import LocalProtocolError, RemoteProtocolError
 from pi_runtime.graph import Graph
 from pi_runtime.net.channel import Channel
 from pi_runtime.net.endpoint import Endpoint
@@ -149,11 +149,11 @@ class PresetServer(Closing):
                     raise RefusedRequest(ErrorCode.BUNDLE, f"bundle {bundle_id} is of a model that is gone")
                 if bundle.batch != batch:
                     raise RefusedRequest(ErrorCode.MODEL, f"bundle {bundle_id} is for a batch of {bundle.batch}")
-                material = load_material(self.model.program, batch, lease.map())
+                # Spent first: material that cannot be read must not be tried again either.
                 self._store.spend(bundle_id)
-        except LocalProtocolError as error:
+                return load_material(self.model.program, batch, lease.map())
+        except (LocalProtocolError, RemoteProtocolError) as error:
             raise RefusedRequest(ErrorCode.BUNDLE, str(error)) from error
-        return material
 
     def _infer(self, visit: Visit, batch: int, material: ServerMaterial) -> None:
         program, channel = self.model.program, visit.channel

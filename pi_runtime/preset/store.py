@@ -21,6 +21,7 @@ snapshot of the whole disk.
 from __future__ import annotations
 
 import fcntl
+import logging
 import mmap
 import os
 import sqlite3
@@ -32,6 +33,8 @@ from typing import BinaryIO
 from pi_runtime.closing import Closing
 from pi_runtime.errors import ConfigError, LocalProtocolError
 from pi_runtime.preset.store_marks import Bundle, Marks, is_bundle_id
+
+log = logging.getLogger("pi_runtime.preset")
 
 _SUFFIXES = (".part", ".material")
 
@@ -151,7 +154,8 @@ class BundleStore(Closing):
         """A lease of the bundle ``bundle_id``.
 
         Raises:
-            LocalProtocolError: it is unknown, not whole, spent, or held by another.
+            LocalProtocolError: it is unknown, not whole, spent, or held by another; or its file is gone or of another
+                length than was written, and then it is spent now, so that it stands in nobody's way.
         """
         path = self._path(bundle_id, ".material")
         with self._told(), ExitStack() as stack:
@@ -164,8 +168,13 @@ class BundleStore(Closing):
                 raise LocalProtocolError(f"bundle {bundle_id} is in use by another process or thread") from None
             # Looked up under the file's lock: it may have been spent between opening and locking.
             bundle = self._marks.require_ready(bundle_id)
-            if file is None:
-                raise LocalProtocolError(f"the material of bundle {bundle_id} is gone; make new bundles")
+            if file is None and path.exists():
+                raise LocalProtocolError(f"bundle {bundle_id} was not whole yet; try again")
+            if file is None or os.fstat(file.fileno()).st_size != bundle.material_bytes:
+                self.spend(bundle_id)
+                fault = "gone" if file is None else f"damaged: it must have {bundle.material_bytes:,} bytes"
+                log.warning("a bundle is spent unused: its material is %s", fault)
+                raise LocalProtocolError(f"the material of bundle {bundle_id} is {fault}; make new bundles")
             stack.pop_all()
             return Lease(bundle, file)
 

@@ -195,6 +195,21 @@ def bundle_ids(store):
     return {path.stem for path in store.directory.glob("*.material")}
 
 
+@pytest.mark.parametrize("side", ["client", "server"])
+def test_a_bundle_whose_material_is_damaged_is_passed_over_for_good(parties, used, caplog, side):
+    client, store = parties.client()
+    client.prepare(1, 2)
+    damaged = parties.pads_of(client, store, 1).bundle_id.hex()
+    bundles = store.directory if side == "client" else parties.directory / "server" / "bundles"
+    (bundles / f"{damaged}.material").write_bytes(b"damage")
+    infer(client, parties)
+    assert "a bundle is spent unused: its material is damaged" in caplog.text
+    assert damaged not in used["client"]
+    assert store.counts() == {"reserved": 0, "ready": 0, "spent": 2}
+    infer(client, parties)
+    assert_once(used)
+
+
 def copy_contents(source, target):
     target.mkdir(exist_ok=True)
     for path in source.iterdir():

@@ -284,12 +284,30 @@ def test_a_database_restored_without_its_material_marks_the_bundle_spent(store):
         assert restored.counts() == {"reserved": 0, "ready": 0, "spent": 1}
 
 
-def test_vanished_material_is_reported(store):
-    bundle_id = add(store)
-    (store.directory / f"{bundle_id}.material").unlink()
-    with pytest.raises(LocalProtocolError, match="is gone"):
+@pytest.mark.parametrize("damage", ["gone", "empty", "short", "long"])
+def test_damaged_material_is_reported_spent_and_passed_over(store, caplog, damage):
+    bundle_id, whole = add(store), add(store)
+    path = store.directory / f"{bundle_id}.material"
+    if damage == "gone":
+        path.unlink()
+    else:
+        path.write_bytes({"empty": b"", "short": b"mat", "long": b"materials"}[damage])
+    with store.next_ready(**KIND) as lease:
+        assert lease.bundle.bundle_id == whole
+    (warning,) = caplog.records
+    assert "spent unused: its material is" in warning.getMessage()
+    assert bundle_id not in warning.getMessage()
+    with pytest.raises(LocalProtocolError, match="is spent"):
         store.open_material(bundle_id)
-    assert store.next_ready(**KIND) is None
+    assert store.counts() == {"reserved": 0, "ready": 1, "spent": 1}
+    assert files(store.directory) == [f"{whole}.material"]
+
+
+def test_damaged_material_that_is_asked_for_by_name_is_one_clear_error(store):
+    bundle_id = add(store)
+    (store.directory / f"{bundle_id}.material").write_bytes(b"mat")
+    with pytest.raises(LocalProtocolError, match="is damaged: it must have 8 bytes; make new bundles"):
+        store.open_material(bundle_id)
 
 
 def test_a_damaged_foreign_or_other_roles_store_is_one_clear_error(tmp_path):
@@ -308,6 +326,12 @@ def test_a_damaged_foreign_or_other_roles_store_is_one_clear_error(tmp_path):
     database.close()
     with pytest.raises(ConfigError, match="is no store of bundles"):
         BundleStore(tmp_path / "foreign", "client")
+    with BundleStore(tmp_path / "mine", "client"):
+        database = sqlite3.connect(tmp_path / "mine" / "bundles.sqlite3")
+        database.execute("PRAGMA user_version = 1")
+        database.close()
+    with pytest.raises(ConfigError, match="has format 1, this program 2; use the program that made it"):
+        BundleStore(tmp_path / "mine", "client")
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match="cannot write the store"):
         BundleStore(tmp_path / "file", "client")
