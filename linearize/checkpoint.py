@@ -6,10 +6,11 @@ from typing import Any
 
 from torch import nn
 
-from linearize.errors import CheckpointError, ConfigError
+from linearize.errors import CheckpointError, ConfigError, NetworkError
 from linearize.files import load_tensors, save_tensors
 from linearize.networks import build_network
 from linearize.relu_mask import layer_counts, relu_count, relu_total
+from linearize.user_models import runs_code
 
 # What is needed to build the network again.
 _REQUIRED = ("network", "width", "num_classes", "input_shape")
@@ -32,9 +33,11 @@ def read_metadata(path: Path) -> dict[str, Any]:
     return load_tensors(path)[1]
 
 
-def load_checkpoint(path: Path) -> tuple[nn.Module, dict[str, Any]]:
+def load_checkpoint(path: Path, *, run_code: bool = False) -> tuple[nn.Module, dict[str, Any]]:
     """Build the network of a checkpoint and fill it in: (module in eval mode on the CPU, metadata).
 
+    run_code: a checkpoint of a network made by `package.module:function` may have that function imported and called;
+    a file of unknown origin must not decide what runs.
     Raises CheckpointError if the file is missing, truncated, of another program, or does not fit its own metadata.
     """
     tensors, metadata = load_tensors(path)
@@ -43,12 +46,17 @@ def load_checkpoint(path: Path) -> tuple[nn.Module, dict[str, Any]]:
         raise CheckpointError(
             f"{path}: not a network checkpoint, its header lacks {', '.join(missing)}; name another file"
         )
+    if runs_code(metadata["network"]) and not run_code:
+        raise CheckpointError(
+            f"{path}: its network is made by {metadata['network']}, which would be imported and called; if you trust it, "
+            "export its run directory, or load it in Python with load_checkpoint(path, run_code=True)"
+        )
     try:
         model = build_network(
             metadata["network"], metadata["width"], metadata["num_classes"], tuple(metadata["input_shape"])
         )
         model.load_state_dict(tensors)
-    except (RuntimeError, ConfigError) as error:
+    except (RuntimeError, ConfigError, NetworkError) as error:
         reason = " ".join(str(error).split())[:200]
         raise CheckpointError(f"{path}: the tensors do not fit the network of the header ({reason})") from None
     return model, metadata

@@ -9,6 +9,7 @@ Control flow is static, so that torch.fx traces both.
 """
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from linearize.errors import ConfigError
 from linearize.relu_mask import MaskedReLU, masked_layers
 from linearize.rng import generator
+from linearize.user_models import build_user_network, is_spec, load_weights
 
 DEFAULT_WIDTH = {"resnet18": 64, "wrn22": 8}
 
@@ -143,17 +145,29 @@ def _initialise(model: nn.Module, seed: int) -> None:
 
 
 def build_network(
-    name: str, width: int | None, num_classes: int, input_shape: Sequence[int], *, seed: int = 0
+    name: str,
+    width: int | None,
+    num_classes: int,
+    input_shape: Sequence[int],
+    *,
+    seed: int = 0,
+    weights: Path | None = None,
 ) -> nn.Module:
     """A freshly initialised network (Kaiming normal) with all-ones masks, in eval mode, on the CPU.
 
+    name: resnet18 or wrn22, or a network of the user's (`linearize.user_models`), which initialises itself.
     width: channels of the first stage (resnet18) or widen factor (wrn22); None takes 64 and 8.
-    input_shape: [C, H, W] of an image. Raises ConfigError for an unknown name.
+    input_shape: [C, H, W] of an image. weights: safetensors file to fill it from.
+    Raises ConfigError for an unknown name, NetworkError and CheckpointError as `linearize.user_models` says.
     """
+    if is_spec(name):
+        return build_user_network(name, num_classes, input_shape, seed=seed, weights=weights)
     if name not in _NETWORKS:
         raise ConfigError(f"network.name must be one of {', '.join(_NETWORKS)}, got {name!r}")
     width = DEFAULT_WIDTH[name] if width is None else width
     model = _NETWORKS[name](width, num_classes, input_shape[0])
     _initialise(model, seed)
     allocate_masks(model, input_shape)
+    if weights is not None:
+        load_weights(model, weights)
     return model.eval()

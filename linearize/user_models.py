@@ -30,6 +30,11 @@ def is_spec(name: str) -> bool:
     return ":" in name
 
 
+def runs_code(name: str) -> bool:
+    """Whether building a network of this name imports a module of the user's."""
+    return is_spec(name) and not name.startswith(f"{_TORCHVISION}:")
+
+
 def build_user_network(
     spec: str, num_classes: int, input_shape: Sequence[int], *, seed: int = 0, weights: Path | None = None
 ) -> fx.GraphModule:
