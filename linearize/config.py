@@ -142,7 +142,7 @@ class BcdConfig(Section):
 
     drc: int = Field(300, ge=1, description="delta ReLU count: ReLUs removed per step")
     drc_fraction: float = Field(
-        0, ge=0, lt=1, description="remove this fraction of what is above the budget where that is more than drc"
+        0.0, ge=0, lt=1, description="remove this fraction of what is above the budget where that is more than drc"
     )
     rt: int = Field(4, ge=1, description="random tries: most candidate blocks scored per step")
     adt: float = Field(

@@ -3,7 +3,8 @@
 A ReLU with input x that becomes the identity adds min(x, 0) to its output, so the loss of an image changes by about
 grad_out * min(x, 0): the ReLU's worth for that image, the higher the dearer. Where the ReLU has been removed already,
 the same product is what giving it back would save. In eval mode images do not mix, so one backward pass of the summed
-loss gives every image's own product.
+loss gives every image's own product. (Where a removed ReLU becomes a polynomial, that minus relu(x) takes the place of
+min(x, 0).)
 
 Taylor criterion: Molchanov et al., arXiv 1611.06440, there for channels. Legend: B images of a batch, C channels, H and
 W rows and columns.
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from linearize.data import Batch, Dataset
-from linearize.relu_mask import masked_layers
+from linearize.relu_mask import MaskedReLU, masked_layers, polynomial
 from linearize.train import Teacher, distillation_loss
 
 Statistic = Literal["rms", "absolute", "signed"]
@@ -81,9 +82,9 @@ def _summed(teacher: Teacher | None, temperature: float) -> Callable[[Tensor, Ba
 
 
 def _products(
-    model: nn.Module, layers: Sequence[nn.Module], batch: Batch, loss: Callable[[Tensor, Batch], Tensor]
+    model: nn.Module, layers: Sequence[MaskedReLU], batch: Batch, loss: Callable[[Tensor, Batch], Tensor]
 ) -> list[Tensor]:
-    """grad_out * min(x, 0) at each layer, float [B, C, H, W]; summed over its calls where a layer is called twice."""
+    """grad_out times the change at each layer, float [B, C, H, W]; summed over its calls where a layer is called twice."""
     calls: list[tuple[int, Tensor, Tensor]] = []
 
     def watch(number: int) -> Callable[[nn.Module, tuple[Tensor], Tensor], None]:
@@ -99,10 +100,17 @@ def _products(
     gradients = torch.autograd.grad(value, [output for _, _, output in calls], materialize_grads=True)
     products: list[Tensor | None] = [None] * len(layers)
     for (number, inputs, _), gradient in zip(calls, gradients, strict=True):
-        product = gradient * inputs.detach().clamp(max=0)
+        product = gradient * _change(layers[number], inputs.detach())
         before = products[number]
         products[number] = product if before is None else before + product
     return [product for product in products if product is not None]
+
+
+def _change(layer: MaskedReLU, x: Tensor) -> Tensor:
+    """What the output gains where a ReLU is removed, float [B, C, H, W]."""
+    if layer.replacement is None:
+        return x.clamp(max=0)
+    return polynomial(x, layer.replacement.detach()) - torch.relu(x)
 
 
 def _locations(layer: nn.Module) -> int:

@@ -85,11 +85,26 @@ def scores_by_autograd(model: nn.Module, data: Dataset, statistic: str, teacher:
     return {"rms": each.square().mean(0).sqrt(), "absolute": each.abs().mean(0), "signed": each.mean(0)}[statistic]
 
 
-@pytest.mark.parametrize("statistic", ["rms", "absolute", "signed"])
-@pytest.mark.parametrize("name", ["resnet18", "wrn22", "twice"])
-@pytest.mark.parametrize("distilled", [False, True])
-def test_scores_equal_a_loop_over_images(name: str, statistic: str, distilled: bool, data: Dataset) -> None:
+@pytest.mark.parametrize(
+    ("name", "statistic", "distilled", "with_polynomials"),
+    [
+        ("resnet18", "rms", False, False),
+        ("resnet18", "absolute", True, False),
+        ("wrn22", "rms", True, False),
+        ("wrn22", "signed", False, True),
+        ("twice", "rms", False, False),
+        ("twice", "absolute", False, False),
+        ("twice", "signed", True, True),
+    ],
+)
+def test_scores_equal_a_loop_over_images(
+    name: str, statistic: str, distilled: bool, with_polynomials: bool, data: Dataset
+) -> None:
+    torch.manual_seed(0)
     model = network(name)
+    if with_polynomials:
+        for layer in masked_layers(model).values():
+            layer.replacement = nn.Parameter(torch.randn(3, layer.relu_mask.shape[0], dtype=torch.float64))
     other = network(name, seed=1) if distilled else None
     got = relu_scores(
         model,
