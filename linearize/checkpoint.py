@@ -10,6 +10,7 @@ from linearize.errors import CheckpointError, ConfigError, NetworkError
 from linearize.files import load_tensors, save_tensors
 from linearize.networks import build_network
 from linearize.relu_mask import layer_counts, relu_count, relu_total
+from linearize.replacement import allocate_replacements
 from linearize.user_models import runs_code
 
 # What is needed to build the network again.
@@ -48,13 +49,15 @@ def load_checkpoint(path: Path, *, run_code: bool = False) -> tuple[nn.Module, d
         )
     if runs_code(metadata["network"]) and not run_code:
         raise CheckpointError(
-            f"{path}: its network is made by {metadata['network']}, which would be imported and called; if you trust it, "
+            f"{path}: its network is made by {metadata['network']}, which would be called; if you trust it, "
             "export its run directory, or load it in Python with load_checkpoint(path, run_code=True)"
         )
     try:
         model = build_network(
             metadata["network"], metadata["width"], metadata["num_classes"], tuple(metadata["input_shape"])
         )
+        replaced = [name for name in tensors if name.endswith(".replacement")]
+        allocate_replacements(model, replaced, [tensors[name].shape for name in replaced])
         model.load_state_dict(tensors)
     except (RuntimeError, ConfigError, NetworkError) as error:
         reason = " ".join(str(error).split())[:200]
