@@ -53,7 +53,7 @@ class MaskedReLU(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x, float [B, C, H, W] -> the same shape and dtype."""
         if self.soft_mask is not None:
-            kept = self._relaxed_mask(self.soft_mask)
+            kept = self.relaxed_mask()
             if self.replacement is None:
                 return x - kept * x.clamp(max=0)
             removed = polynomial(x, self.replacement)
@@ -65,11 +65,13 @@ class MaskedReLU(nn.Module):
         # One elementwise pass; equal to relu, gradient at 0 included, where the mask is 1.
         return x.masked_fill(self.relu_mask & (x <= 0), 0)
 
-    def _relaxed_mask(self, soft_mask: Tensor) -> Tensor:
+    def relaxed_mask(self) -> Tensor:
+        """The mask in force while `soft_mask` is present, float [C, H, W], with its gradient."""
+        assert self.soft_mask is not None, "only between relax and harden"
         if not self.straight_through:
-            return soft_mask
+            return self.soft_mask
         # The bracket is zero in value and one in gradient.
-        return _mask(self) + F.softplus(soft_mask).detach() * (soft_mask - soft_mask.detach())
+        return _mask(self) + F.softplus(self.soft_mask).detach() * (self.soft_mask - self.soft_mask.detach())
 
     def extra_repr(self) -> str:
         if self.relu_mask is None:
@@ -114,6 +116,13 @@ def set_relu_mask(model: nn.Module, relu_mask: Tensor) -> None:
     parts = torch.split(relu_mask, [mask.numel() for mask in masks])
     for mask, part in zip(masks, parts, strict=True):
         mask.copy_(part.reshape(mask.shape))
+
+
+def keep_largest(scores: Tensor, count: int) -> Tensor:
+    """bool [N]: the `count` largest of scores, float [N]; of equal ones the first."""
+    kept = torch.zeros(len(scores), dtype=torch.bool)
+    kept[scores.argsort(descending=True, stable=True)[:count].cpu()] = True
+    return kept
 
 
 def relax(model: nn.Module, *, straight_through: bool = False) -> list[nn.Parameter]:

@@ -1,29 +1,36 @@
-"""The road from images to a linearized network: baseline, SNL, BCD, finetune, each resumable.
+"""The road from images to a linearized network: baseline, reference, method, last finetune, each resumable.
+
+The baseline may be given; only block coordinate descent has a reference network; any method of `linearize.methods` fits
+between baseline and last finetune, which are the same for all.
 
 A stage whose file is there is skipped; an unfinished one goes on from its saved state. All random streams are derived
 from the seed and the stage, so an interrupted run ends with the same masks and weights, bit for bit, as an undisturbed
 one on the same machine and thread count.
 """
 
-import time
+import copy
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from linearize.bcd import bcd
 from linearize.checkpoint import load_checkpoint, read_metadata, save_checkpoint
 from linearize.config import RunConfig
 from linearize.data import Dataset, load_dataset
-from linearize.errors import BudgetError, ConfigError
-from linearize.finetune import finetune
+from linearize.errors import BudgetError, CheckpointError, ConfigError
+from linearize.finetune import finetune, last_finetune
+from linearize.meter import Meter
+from linearize.methods.base import Task, check_count
+from linearize.methods.registry import find_method
 from linearize.networks import DEFAULT_WIDTH, build_network
 from linearize.progress import Reporter
 from linearize.relu_mask import relu_count, relu_total
+from linearize.replacement import use_affine
 from linearize.run_dir import RunDir, open_run
 from linearize.small_maps import use_one_pixel_products
 from linearize.snl import make_reference
@@ -53,7 +60,7 @@ def train_baseline(config: RunConfig, run_dir: Path, reporter: Reporter | None =
 
 
 def linearize(config: RunConfig, run_dir: Path, reporter: Reporter | None = None) -> LinearizeResult:
-    """Baseline, SNL, BCD and finetune, each unless the run has it already; writes linearized.safetensors.
+    """Baseline, reference, method and last finetune, each unless the run has it; writes linearized.safetensors.
 
     Raises as `train_baseline`, and BudgetError if the network has fewer ReLUs than the budget.
     """
@@ -79,7 +86,8 @@ def _session(config: RunConfig, root: Path, reporter: Reporter) -> Iterator["_Se
     torch.backends.cudnn.benchmark = False
     data = load_dataset(config.data, reporter)
     with open_run(root, config) as run:
-        yield _Session(config, run, StageContext(data.to(device), device, config.seed, run.state, reporter))
+        amp = config.amp == "bf16"
+        yield _Session(config, run, StageContext(data.to(device), device, config.seed, run.state, reporter, amp))
 
 
 def _device(config: RunConfig) -> torch.device:
@@ -105,65 +113,118 @@ class _Session:
 
     def baseline(self) -> nn.Module:
         """The network with all its ReLUs."""
+        given = self.config.baseline_from
 
-        def train(model: nn.Module) -> dict[str, Any]:
+        def train(model: nn.Module, context: StageContext) -> dict[str, Any]:
+            if given is not None:
+                return {"baseline_from": given}
             settings = self.config.baseline
-            state = self.context.state("baseline")
-            epochs = fit(
-                model, settings, self.context, stage="baseline", loss=cross_entropy, augmented=True, state=state
-            )
+            state = context.state("baseline")
+            epochs = fit(model, settings, context, stage="baseline", loss=cross_entropy, augmented=True, state=state)
             return {"epochs": epochs}
 
-        return self._stage(self.run.baseline, self._new_network, train, "baseline")
+        start = self._new_network if given is None else lambda: self._given_baseline(Path(given))
+        return self._stage(self.run.baseline, "baseline", start, train)
 
     def reference(self) -> nn.Module:
-        """The SNL network that BCD starts from."""
+        """The network that block coordinate descent starts from."""
+        kind = self.config.reference
+        if kind == "none":
+            return self._full_network()
 
-        def reduce(model: nn.Module) -> dict[str, Any]:
-            return make_reference(model, self._teacher(), self.config.reference_budget, self.config.snl, self.context)
+        def reduce(model: nn.Module, context: StageContext) -> dict[str, Any]:
+            budget, settings = self.config.reference_budget, self.config.snl
+            if kind == "snl":
+                return make_reference(model, self._teacher(), budget, settings, context)
+            if budget >= relu_total(model):
+                return {}
+            task = Task(model, self._teacher(), budget, self.config, context, self.run.root / f"{kind}.jsonl")
+            report = find_method(kind)(task)
+            check_count(task, kind)
+            epochs = finetune(model, task.teacher, settings.finetune, context, stage="reference_finetune")
+            return report | {"finetune_epochs": epochs}
 
-        return self._stage(self.run.reference, self.baseline, reduce, "snl_masks", "snl_finetune")
+        return self._stage(self.run.reference, "reference", self._full_network, reduce)
 
     def searched(self) -> nn.Module:
         """The network at the budget, before its last finetune."""
+        name = self.config.method
 
-        def search(model: nn.Module) -> dict[str, Any]:
-            config = self.config
-            return bcd(model, self._teacher(), config.relu_budget, config.bcd, self.context, self.run.bcd_log)
+        def search(model: nn.Module, context: StageContext) -> dict[str, Any]:
+            task = Task(model, self._teacher(), self.config.relu_budget, self.config, context, self.run.bcd_log)
+            report = find_method(name)(task)
+            check_count(task, name)
+            return report
 
-        return self._stage(self.run.searched, self.reference, search, "bcd", "bcd_finetune")
+        start = self.reference if name == "bcd" else self._full_network
+        return self._stage(self.run.searched, "search", start, search)
 
     def finetuned(self) -> nn.Module:
-        """The linearized network."""
+        """The linearized network. The only place where test images are looked at."""
 
-        def train(model: nn.Module) -> dict[str, Any]:
-            epochs = finetune(model, self._teacher(), self.config.finetune, self.context, stage="finetune")
-            data = self.context.data
-            return {
-                "epochs": epochs,
+        def train(model: nn.Module, context: StageContext) -> dict[str, Any]:
+            data = context.data
+            done = last_finetune(model, self._teacher(), self.config.finetune, context)
+            report = {
+                "method": self.config.method,
+                "epochs": done.records,
                 "baseline_test_accuracy": accuracy(self.baseline(), data, data.test),
                 "linearized_test_accuracy": accuracy(model, data, data.test),
             }
+            if done.best is not None:
+                best = copy.deepcopy(model)
+                done.best.write_to(best)
+                report |= {
+                    "best_val_epoch": done.best.epoch,
+                    "best_val_accuracy": done.best.val_accuracy,
+                    "best_val_test_accuracy": accuracy(best, data, data.test),
+                }
+            return report
 
-        return self._stage(self.run.linearized, self.searched, train, "finetune")
+        return self._stage(self.run.linearized, "finetune", self.searched, train)
 
     def _stage(
         self,
         path: Path,
+        name: str,
         start: Callable[[], nn.Module],
-        work: Callable[[nn.Module], dict[str, Any]],
-        *states: str,
+        work: Callable[[nn.Module, StageContext], dict[str, Any]],
     ) -> nn.Module:
         """The network in `path`; where there is none yet, `work` on the network of `start` and write it."""
+        state_dir = self.run.state / name
         if not path.exists():
             model = start()
-            started = time.monotonic()
-            report = work(model)
-            seconds = time.monotonic() - started
-            save_checkpoint(path, model, self._metadata(model) | report | {"seconds": round(seconds, 3)})
-        for name in states:
-            self.context.state(name).clear()
+            context = replace(self.context, state_dir=state_dir, meter=Meter())
+            with context.meter.watching(model):
+                report = work(model, context)
+            cost = context.meter.counts()
+            seconds = round(sum(part["seconds"] for part in cost.values()), 3)
+            save_checkpoint(path, model, self._metadata(model) | report | {"cost": cost, "seconds": seconds})
+        # Only now: a stage killed between its last state and its file goes on from the state.
+        shutil.rmtree(state_dir, ignore_errors=True)
         return self._place(load_checkpoint(path)[0])
+
+    def _full_network(self) -> nn.Module:
+        """The baseline, with what its ReLUs become when they are removed."""
+        model = self.baseline()
+        if self.config.replacement == "affine":
+            use_affine(model)
+        return model
+
+    def _given_baseline(self, path: Path) -> nn.Module:
+        model, metadata = load_checkpoint(path)
+        expected = self._description_of_images() | {"relu_count": metadata["relu_total"]}
+        differences = [
+            f"its {key} is {metadata.get(key)}, not {value}"
+            for key, value in expected.items()
+            if metadata.get(key) != value
+        ]
+        if differences:
+            raise CheckpointError(
+                f"baseline_from {path}: not a baseline of this network and these training images "
+                f"({'; '.join(differences)}); name another file or leave it unset"
+            )
+        return self._place(model)
 
     def _teacher(self) -> Teacher:
         return Teacher(self.baseline(), self.context.data)
@@ -180,7 +241,8 @@ class _Session:
     def _description(self) -> str:
         return f"{self.config.network.name} on {'x'.join(map(str, self.context.data.input_shape))} images"
 
-    def _metadata(self, model: nn.Module) -> dict[str, Any]:
+    def _description_of_images(self) -> dict[str, Any]:
+        """What two checkpoints must agree in to be the same network for the same images."""
         data: Dataset = self.context.data
         network = self.config.network
         return {
@@ -188,10 +250,15 @@ class _Session:
             "width": network.width or DEFAULT_WIDTH[network.name],
             "num_classes": data.num_classes,
             "input_shape": list(data.input_shape),
-            "dataset": data.name,
-            "class_names": list(data.class_names),
             "mean": list(data.mean),
             "std": list(data.std),
+        }
+
+    def _metadata(self, model: nn.Module) -> dict[str, Any]:
+        data: Dataset = self.context.data
+        return self._description_of_images() | {
+            "dataset": data.name,
+            "class_names": list(data.class_names),
             "seed": self.config.seed,
             "relu_budget": self.config.relu_budget,
             "relu_count": relu_count(model),

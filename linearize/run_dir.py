@@ -16,14 +16,14 @@ from linearize.files import remove_leftovers, write_atomic
 
 
 class RunDir:
-    """Paths of a run's files."""
+    """Paths of a run's files: the networks of reference and search are named after what made them."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, method: str = "bcd", reference: str = "snl") -> None:
         self.root = root
         self.config = root / "config.yaml"
         self.baseline = root / "baseline.safetensors"
-        self.reference = root / "snl.safetensors"
-        self.searched = root / "bcd.safetensors"
+        self.reference = root / f"{reference}.safetensors"
+        self.searched = root / f"{method}.safetensors"
         self.linearized = root / "linearized.safetensors"
         self.bcd_log = root / "bcd.jsonl"
         self.state = root / "state"
@@ -36,6 +36,7 @@ class RunDir:
             self.linearized,
             self.bcd_log,
             self.state / "*",
+            self.state / "*" / "*",
         )
 
 
@@ -46,7 +47,7 @@ def open_run(root: Path, config: RunConfig) -> Iterator[RunDir]:
     Raises ConfigError if it cannot be written, another process works in it, or it was started with another config (the
     differing keys are named).
     """
-    run = RunDir(root)
+    run = RunDir(root, config.method, config.reference)
     try:
         root.mkdir(parents=True, exist_ok=True)
         lock = os.open(run.lock, os.O_RDWR | os.O_CREAT, 0o644)

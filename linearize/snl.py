@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from linearize.config import SnlConfig
 from linearize.data import Batch, training_batches
 from linearize.finetune import finetune
-from linearize.relu_mask import harden, relax, relu_count, relu_total
+from linearize.relu_mask import harden, keep_largest, relax, relu_count, relu_total
 from linearize.rng import generator
-from linearize.stage import SavedState, StageContext
+from linearize.stage import StageContext
 from linearize.train import Teacher, distilled, restore, snapshot, train_epoch
 
 
@@ -35,15 +35,21 @@ def select_kept(soft_mask: Tensor, threshold: float, at_least: int) -> Tensor:
     return kept
 
 
-def _mask_phase(
+def train_masks(
     model: nn.Module,
     teacher: Teacher,
-    reference_budget: int,
+    relu_budget: int,
     settings: SnlConfig,
     context: StageContext,
-    state: SavedState,
+    *,
+    exact: bool,
 ) -> list[dict[str, Any]]:
-    """Train weights and real-valued masks until at most reference_budget masks are left; then make masks binary."""
+    """Train weights and real-valued masks until at most relu_budget masks are left; then make masks binary, in place.
+
+    After settings.max_epochs more may be left: exact has the largest relu_budget kept all the same. Returns a record
+    for each epoch. The state, "snl_masks" of the context, stays for the caller to clear.
+    """
+    state = context.state("snl_masks")
     masks = relax(model)
     mask_ids = {id(mask) for mask in masks}
     weights = [parameter for parameter in model.parameters() if id(parameter) not in mask_ids]
@@ -63,7 +69,7 @@ def _mask_phase(
     def project_and_check(step: int) -> bool:
         for mask in masks:
             mask.clamp_(min=0)
-        return count() <= reference_budget
+        return count() <= relu_budget
 
     def loss(logits: Tensor, batch: Batch) -> Tensor:
         penalty = torch.stack([mask.sum() for mask in masks]).sum()
@@ -72,11 +78,13 @@ def _mask_phase(
     with context.reporter.task("snl masks", settings.max_epochs) as task:
         task.advance(len(history))
         for epoch in range(len(history), settings.max_epochs):
-            if count() <= reference_budget:
+            if count() <= relu_budget:
                 break
             rng = generator(context.seed, "snl", epoch)
             batches = training_batches(context.data, settings.batch_size, settings.augment, rng)
-            result = train_epoch(model, optimizer, batches, loss, after_step=project_and_check)
+            result = train_epoch(
+                model, optimizer, batches, loss, after_step=project_and_check, autocast=context.autocast()
+            )
             present = count()
             record = {"epoch": epoch, "loss": result.loss, "train_accuracy": result.train_accuracy}
             history.append({**record, "relu_count": present, "l1_weight": l1_weight})
@@ -88,7 +96,10 @@ def _mask_phase(
             task.advance()
             task.say(f"epoch {epoch + 1}, train accuracy {result.train_accuracy:.2f} %, {present:,} ReLUs")
     soft_mask = torch.cat([mask.detach().reshape(-1) for mask in masks])
-    harden(model, select_kept(soft_mask, settings.threshold, reference_budget))
+    if exact:
+        harden(model, keep_largest(soft_mask, relu_budget))
+    else:
+        harden(model, select_kept(soft_mask, settings.threshold, relu_budget))
     return history
 
 
@@ -102,8 +113,7 @@ def make_reference(
     """
     if reference_budget >= relu_total(model):
         return {"mask_epochs": [], "finetune_epochs": [], "relu_count": relu_count(model)}
-    masks_state = context.state("snl_masks")
-    mask_epochs = _mask_phase(model, teacher, reference_budget, settings, context, masks_state)
+    mask_epochs = train_masks(model, teacher, reference_budget, settings, context, exact=False)
     count = relu_count(model)
     if count > reference_budget:
         context.reporter.log(
@@ -112,6 +122,6 @@ def make_reference(
         )
     # The mask state stays until the finetune is done: a killed finetune finds its start again through it.
     epochs = finetune(model, teacher, settings.finetune, context, stage="snl_finetune")
-    masks_state.clear()
+    context.state("snl_masks").clear()
     context.state("snl_finetune").clear()
     return {"mask_epochs": mask_epochs, "finetune_epochs": epochs, "relu_count": count}
