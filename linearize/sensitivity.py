@@ -84,7 +84,7 @@ def _summed(teacher: Teacher | None, temperature: float) -> Callable[[Tensor, Ba
 def _products(
     model: nn.Module, layers: Sequence[MaskedReLU], batch: Batch, loss: Callable[[Tensor, Batch], Tensor]
 ) -> list[Tensor]:
-    """grad_out times the change at each layer, float [B, C, H, W]; summed over its calls where a layer is called twice."""
+    """grad_out times the change at each layer, float [B, C, H, W]; summed over the calls of a layer called twice."""
     calls: list[tuple[int, Tensor, Tensor]] = []
 
     def watch(number: int) -> Callable[[nn.Module, tuple[Tensor], Tensor], None]:

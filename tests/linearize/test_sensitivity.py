@@ -91,7 +91,7 @@ def scores_by_autograd(model: nn.Module, data: Dataset, statistic: str, teacher:
         ("resnet18", "rms", False, False),
         ("resnet18", "absolute", True, False),
         ("wrn22", "rms", True, False),
-        ("wrn22", "signed", False, True),
+        ("wrn22", "signed", False, False),
         ("twice", "rms", False, False),
         ("twice", "absolute", False, False),
         ("twice", "signed", True, True),
@@ -118,7 +118,8 @@ def test_scores_equal_a_loop_over_images(
     )
     expected = scores_by_autograd(model, data, statistic, other)
     assert got.shape == (relu_total(model),)
-    torch.testing.assert_close(got, expected, rtol=1e-6, atol=1e-12)
+    # Untrained networks have loss changes of very different sizes, some of them differences of large numbers.
+    torch.testing.assert_close(got, expected, rtol=1e-6, atol=1e-9 * float(expected.abs().max()))
     assert (got != 0).double().mean() > 0.5
 
 
