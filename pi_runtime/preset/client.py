@@ -162,7 +162,12 @@ class PresetClient(Closing):
         bundle_id, seed = secrets.token_hex(ID_BYTES), Seed.fresh()
         pads = BundlePads(seed, bytes.fromhex(bundle_id), bytes.fromhex(model.graph_hash), batch)
         with self._store.adding(
-            bundle_id, batch=batch, owner=self.name, model_id=model.model_id, graph_hash=model.graph_hash
+            bundle_id,
+            batch=batch,
+            owner=self.name,
+            server=self._peer_server(channel),
+            model_id=model.model_id,
+            graph_hash=model.graph_hash,
         ) as file:
             file.write(seed.reveal())
             try:
@@ -221,7 +226,12 @@ class PresetClient(Closing):
         text = channel.recv_array(Kind.GRAPH, int(body["graph_bytes"])).tobytes()
         self._model = PublicModel.received(str(body["model_id"]), str(body["graph_hash"]), text)
         self._weight_pads = {}
+        self._store.retire(self._peer_server(channel), **self._model.fields)
         warm_up(self._model.program)
+
+    def _peer_server(self, channel: Channel) -> str:
+        """Which server this is, as the store knows it: the same name at another place may be another server."""
+        return f"{channel.peer.name} at {self._server}"
 
     def _is_alive(self) -> bool:
         return self._channel is not None and not self._channel.poll(0.0)

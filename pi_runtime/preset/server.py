@@ -67,6 +67,7 @@ class PresetServer(Closing):
         self.ledger = Ledger()
         self.step_seconds: dict[str, float] = {}
         self._store = BundleStore(state / "bundles", "server")
+        self._store.retire(**self.model.public.fields)
         self._assembly = Assembly(self.model, self._store, max_unspent=max_unspent)
         self.link = DealerLink(endpoint, dealer, self.model, self._assembly, name=dealer_name, ledger=self.ledger)
         self._service = Service(

@@ -93,12 +93,14 @@ class BundleStore(Closing):
         graph_hash: str,
         batch: int,
         owner: str,
+        server: str = "",
         max_unspent: int | None = None,
     ) -> Iterator[BinaryIO]:
         """Yields a file to write the material to; when the block ends well the bundle is whole, on disk and ready.
 
         The id is taken from the beginning. If the block raises, or the process dies in it, the id is spent.
-        max_unspent: bundles of this model that the owner may have here unspent, this one and those being made included.
+        server: which server a client makes it with, see :meth:`retire`. max_unspent: bundles of this model that the
+        owner may have here unspent, this one and those being made included.
 
         Raises:
             LocalProtocolError: the id is malformed or was ever added here, or no byte was written.
@@ -107,7 +109,9 @@ class BundleStore(Closing):
         part = self._path(bundle_id, ".part")
         with self._told(), ExitStack() as stack:
             with self._marks.transaction():
-                self._marks.reserve(Bundle(bundle_id, model_id, graph_hash, batch, owner), max_unspent=max_unspent)
+                self._marks.reserve(
+                    Bundle(bundle_id, model_id, graph_hash, batch, owner, server), max_unspent=max_unspent
+                )
                 descriptor = os.open(part, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
                 file = stack.enter_context(os.fdopen(descriptor, "w+b"))
                 # The lock tells the sweep of another process that the writer of this bundle is alive.
@@ -192,6 +196,23 @@ class BundleStore(Closing):
             self._erase(bundle_id)
         return bundle
 
+    def retire(self, server: str = "", *, model_id: str, graph_hash: str) -> int:
+        """Spends the bundles made with ``server`` for any model but this one, which it serves now; returns how many.
+
+        They can never be used: a server serves one model, and one that comes back gets a new id. Bundles that somebody
+        has a lease of are left to their holder.
+        """
+        with self._told():
+            with self._marks.transaction():
+                outdated = self._marks.outdated(server, model_id=model_id, graph_hash=graph_hash)
+                retired = [bundle_id for bundle_id in outdated if not self._is_held(bundle_id)]
+                for bundle_id in retired:
+                    self._marks.mark_spent(bundle_id)
+            self._erase(*retired)
+        if retired:
+            log.info("%d bundles of models that are served no more were erased", len(retired))
+        return len(retired)
+
     def count_ready(self, *, owner: str, model_id: str, graph_hash: str, batch: int) -> int:
         """How many bundles of this owner and kind are ready, held ones included."""
         with self._told():
@@ -210,16 +231,19 @@ class BundleStore(Closing):
     def _sweep(self) -> None:
         """Spends what a killed process left half-written and what lost its material; erases spent material."""
         with self._marks.transaction():
-            alive = set()
+            alive, lost = set(), 0
             for bundle_id, state in self._marks.unspent():
                 if self._path(bundle_id, ".material").exists() if state == "ready" else self._is_held(bundle_id):
                     alive.add(bundle_id)
                 else:
                     self._marks.mark_spent(bundle_id)
+                    lost += 1
             for path in self.directory.iterdir():
                 if path.suffix in _SUFFIXES and is_bundle_id(path.stem) and path.stem not in alive:
                     path.unlink(missing_ok=True)
             self._flush_directory()
+        if lost:
+            log.info("%d bundles that were half made or lost their material are spent", lost)
 
     def _is_held(self, bundle_id: str) -> bool:
         """Whether a living process or thread is writing the material of a bundle, or has a lease of it."""
@@ -241,9 +265,10 @@ class BundleStore(Closing):
         with self._marks.transaction():
             self._marks.make_ready(bundle_id, size)
 
-    def _erase(self, bundle_id: str) -> None:
-        for suffix in _SUFFIXES:
-            self._path(bundle_id, suffix).unlink(missing_ok=True)
+    def _erase(self, *bundle_ids: str) -> None:
+        for bundle_id in bundle_ids:
+            for suffix in _SUFFIXES:
+                self._path(bundle_id, suffix).unlink(missing_ok=True)
         self._flush_directory()
 
     def _path(self, bundle_id: str, suffix: str) -> Path:

@@ -20,7 +20,7 @@ import sqlite3
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 
 from pi_runtime.closing import Closing
@@ -30,13 +30,14 @@ _APPLICATION_ID = 0x70496273  # "pIbs"
 _SCHEMA_VERSION = 2
 _BUSY_S = 60.0
 _HEX_ID = re.compile(r"[0-9a-f]{32}")
-_COLUMNS = "bundle_id, model_id, graph_hash, batch, owner, material_bytes"
+_COLUMNS = "bundle_id, model_id, graph_hash, batch, owner, server, material_bytes"
 _OF_KIND = "state = 'ready' AND owner = ? AND model_id = ? AND graph_hash = ? AND batch = ?"
 _SCHEMA = (
     "CREATE TABLE store (role TEXT NOT NULL, inode TEXT NOT NULL)",
     "CREATE TABLE bundles (sequence INTEGER PRIMARY KEY AUTOINCREMENT, bundle_id TEXT NOT NULL UNIQUE,"
     " model_id TEXT NOT NULL, graph_hash TEXT NOT NULL, batch INTEGER NOT NULL, owner TEXT NOT NULL,"
-    " material_bytes INTEGER NOT NULL, state TEXT NOT NULL CHECK (state IN ('reserved', 'ready', 'spent')))",
+    " server TEXT NOT NULL, material_bytes INTEGER NOT NULL,"
+    " state TEXT NOT NULL CHECK (state IN ('reserved', 'ready', 'spent')))",
     "CREATE INDEX by_kind ON bundles (owner, model_id, graph_hash, batch, sequence) WHERE state = 'ready'",
     "CREATE TRIGGER forward BEFORE UPDATE OF state ON bundles"
     " WHEN OLD.state = 'spent' OR NEW.state = 'reserved'"
@@ -53,7 +54,8 @@ class Bundle:
     """What a store knows of a bundle beside its material.
 
     bundle_id, model_id: 32 hex digits. graph_hash: 64. batch: images. owner: name of the client that may use it.
-    material_bytes: length of the material; 0 until it is whole.
+    server: which server the client made it with, so that it is known whose change of model ends it; empty in the
+    server's own store. material_bytes: length of the material; 0 until it is whole.
     """
 
     bundle_id: str
@@ -61,6 +63,7 @@ class Bundle:
     graph_hash: str
     batch: int
     owner: str
+    server: str = ""
     material_bytes: int = 0
 
 
@@ -126,8 +129,8 @@ class Marks(Closing):
         if self._lookup(bundle.bundle_id):
             raise LocalProtocolError(f"bundle {bundle.bundle_id} was added before; an id is used once")
         self._database.execute(
-            f"INSERT INTO bundles ({_COLUMNS}, state) VALUES (?, ?, ?, ?, ?, ?, 'reserved')",
-            (bundle.bundle_id, bundle.model_id, bundle.graph_hash, bundle.batch, bundle.owner, bundle.material_bytes),
+            f"INSERT INTO bundles ({_COLUMNS}, state) VALUES (?, ?, ?, ?, ?, ?, ?, 'reserved')",
+            astuple(bundle),
         )
 
     def make_ready(self, bundle_id: str, material_bytes: int) -> None:
@@ -153,6 +156,14 @@ class Marks(Closing):
     def unspent(self) -> list[tuple[str, str]]:
         """Id and state of each bundle that is reserved or ready."""
         return self._database.execute("SELECT bundle_id, state FROM bundles WHERE state != 'spent'").fetchall()
+
+    def outdated(self, server: str, *, model_id: str, graph_hash: str) -> list[str]:
+        """Ids of the ready bundles made with ``server`` for another model than this one."""
+        rows = self._database.execute(
+            "SELECT bundle_id FROM bundles WHERE state = 'ready' AND server = ? AND (model_id != ? OR graph_hash != ?)",
+            (server, model_id, graph_hash),
+        ).fetchall()
+        return [bundle_id for (bundle_id,) in rows]
 
     # By themselves
 

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 from pi_runtime.errors import ConfigError
+from pi_runtime.export import export_onnx
 from pi_runtime.net.frames import PeerRefusal
 from pi_runtime.net.messages import ErrorCode
+from pi_runtime.onnx_graph import load_onnx
 from pi_runtime.preset.bundle import BundleLayout, part_bytes
 from pi_runtime.preset.linear_ops import quantise
 from pi_runtime.preset.online import input_bytes, logit_bytes, opening_sizes
@@ -109,6 +111,27 @@ def test_a_restarted_server_keeps_its_model_and_its_bundles(parties):
     client.infer(parties.images(1))
     assert client.model.model_id == model_id
     assert store.counts() == {"reserved": 0, "ready": 0, "spent": 1}
+
+
+def test_a_server_with_another_model_erases_what_belongs_to_the_old_one(parties, make_net, tmp_path):
+    client, store = parties.client()
+    client.prepare(1, 2)
+    old, address = client.model.model_id, parties.server.address
+    parties.stop(parties.server)
+    # Other weights, the same public graph: the dealer's file stays right.
+    net = make_net(0.4)
+    net.fc.weight.data += 0.01
+    export_onnx(net, (1, 8, 8), tmp_path / "other.onnx")
+    other = load_onnx(tmp_path / "other.onnx")
+    assert other.public_hash == parties.graph.public_hash
+    parties.graph = other
+    server = parties.start_server(address)
+    assert server._store.counts() == {"reserved": 0, "ready": 0, "spent": 2}
+    assert list((parties.directory / "server" / "bundles").glob("*.material")) == []
+    client.infer(parties.images(1))
+    assert client.model.model_id != old
+    assert store.counts() == {"reserved": 0, "ready": 0, "spent": 3}
+    assert list(store.directory.glob("*.material")) == []
 
 
 def test_images_of_another_shape_cost_no_bundle(parties):

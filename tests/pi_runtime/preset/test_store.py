@@ -15,6 +15,7 @@ import pytest
 
 from pi_runtime.errors import ConfigError, LocalProtocolError
 from pi_runtime.preset.store import BundleStore
+from pi_runtime.preset.store_marks import Bundle
 
 KIND = {"model_id": "0" * 32, "graph_hash": "1" * 64, "batch": 4, "owner": "alice"}
 
@@ -282,6 +283,40 @@ def test_a_database_restored_without_its_material_marks_the_bundle_spent(store):
     database.write_bytes(old)
     with BundleStore(store.directory, "client") as restored:
         assert restored.counts() == {"reserved": 0, "ready": 0, "spent": 1}
+
+
+def test_a_change_of_model_retires_that_servers_bundles_alone(store, caplog):
+    caplog.set_level("INFO")
+    old, held, new, elsewhere = (secrets.token_hex(16) for _ in range(4))
+    changed = KIND | {"model_id": "2" * 32}
+    for bundle_id, kind, server in ((old, KIND, "a"), (held, KIND, "a"), (new, changed, "a"), (elsewhere, KIND, "b")):
+        with store.adding(bundle_id, server=server, **kind) as file:
+            file.write(b"x")
+    now = {"model_id": changed["model_id"], "graph_hash": changed["graph_hash"]}
+    with store.open_material(held) as lease:
+        assert store.retire("a", **now) == 1
+        assert lease.map()[:] == b"x"
+    assert files(store.directory) == sorted(f"{kept}.material" for kept in (held, new, elsewhere))
+    assert store.counts() == {"reserved": 0, "ready": 3, "spent": 1}
+    assert store.retire("a", **now) == 1
+    assert store.retire("a", **now | {"graph_hash": "2" * 64}) == 1, "another graph of the same model"
+    with pytest.raises(LocalProtocolError, match="is spent"):
+        store.spend(old)
+    with store.next_ready(**KIND) as lease:
+        assert lease.bundle.bundle_id == elsewhere
+    assert caplog.messages == ["1 bundles of models that are served no more were erased"] * 3
+
+
+def test_what_was_half_made_is_cleared_and_counted_at_the_next_start(store, caplog):
+    caplog.set_level("INFO")
+    # As a killed process leaves it: the id taken, half a file, nobody's lock.
+    with store._marks.transaction():
+        store._marks.reserve(Bundle("a" * 32, "0" * 32, "1" * 64, 1, "alice"))
+    (store.directory / f"{'a' * 32}.part").write_bytes(b"half")
+    with BundleStore(store.directory, "client") as again:
+        assert again.counts() == {"reserved": 0, "ready": 0, "spent": 1}
+    assert files(store.directory) == []
+    assert caplog.messages == ["1 bundles that were half made or lost their material are spent"]
 
 
 @pytest.mark.parametrize("damage", ["gone", "empty", "short", "long"])
