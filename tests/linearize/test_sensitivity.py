@@ -90,7 +90,7 @@ def scores_by_autograd(model: nn.Module, data: Dataset, statistic: str, teacher:
     [
         ("resnet18", "rms", False, False),
         ("resnet18", "absolute", True, False),
-        ("wrn22", "rms", True, False),
+        ("wrn22", "rms", False, False),
         ("wrn22", "signed", False, False),
         ("twice", "rms", False, False),
         ("twice", "absolute", False, False),
