@@ -25,6 +25,7 @@ from pi_runtime.preset.model import ID_BYTES, PublicModel
 from pi_runtime.preset.offline import PackedPad, expand_weight_pad
 from pi_runtime.preset.online import ClientInference, logit_bytes, opening_sizes
 from pi_runtime.preset.provider import BundleProvider, DealerProvider
+from pi_runtime.preset.reply import expect
 from pi_runtime.preset.shares import BundlePads
 from pi_runtime.preset.store import BundleStore, Lease
 from pi_runtime.preset.warmup import warm_up
@@ -182,9 +183,7 @@ class PresetClient(Closing):
         seed = Seed(lease.map()[:SEED_BYTES])
         try:
             channel.send_control(Kind.OPEN, bundle_id=bundle.bundle_id, batch=bundle.batch, **model.fields)
-            answer = channel.recv_control(Kind.OPENED)
-            if answer.body["bundle_id"] != bundle.bundle_id:
-                raise RemoteProtocolError("the server opened another bundle than it was asked for")
+            expect(channel, Kind.OPENED, bundle_id=bundle.bundle_id)
         except BaseException as error:
             self._store.spend(bundle.bundle_id)
             self._disconnect()

@@ -25,6 +25,7 @@ from pi_runtime.preset.ledger import Ledger
 from pi_runtime.preset.linear_ops import Weight, pack, weight_shape
 from pi_runtime.preset.offline import deal
 from pi_runtime.preset.program import compile_program
+from pi_runtime.preset.reply import expect
 from pi_runtime.preset.service import RefusedRequest, Service, Visit, check_bundle_bytes, log
 from pi_runtime.preset.shares import BundlePads
 from pi_runtime.preset.warmup import warm_up
@@ -192,7 +193,7 @@ class Dealer(Closing):
                 ):
                     kind = Kind.LINEAR_SHARE if step.kind == "linear" else Kind.GATE_SHARE
                     link.channel.send_array(kind, payload, layer=step.index)
-                link.channel.recv_control(Kind.STORED)
+                expect(link.channel, Kind.STORED, bundle_id=bundle_id)
             except RemoteProtocolError as error:
                 log.info("%s: %s", link.channel.peer, error)
                 raise RefusedRequest(ErrorCode.BUSY, "the server went away while it was dealt to; try again") from error

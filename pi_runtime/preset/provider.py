@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
-from pi_runtime.errors import RemoteProtocolError
 from pi_runtime.net.channel import Channel
 from pi_runtime.net.endpoint import Endpoint
 from pi_runtime.net.messages import Kind
@@ -17,6 +16,7 @@ from pi_runtime.preset.bundle import BundleLayout
 from pi_runtime.preset.ledger import Ledger
 from pi_runtime.preset.model import PublicModel
 from pi_runtime.preset.offline import PackedPad, client_deliveries
+from pi_runtime.preset.reply import expect
 from pi_runtime.preset.shares import BundlePads
 
 
@@ -73,11 +73,12 @@ class DealerProvider:
             self._ledger.close(channel)
 
     def _make(self, server: Channel, dealer: Channel, model: PublicModel, pads: BundlePads) -> None:
-        bundle = {"bundle_id": pads.bundle_id.hex(), **model.fields}
+        bundle_id = pads.bundle_id.hex()
+        bundle = {"bundle_id": bundle_id, **model.fields}
         weight_pads = self._weight_pads()
         # The server learns of the bundle before the dealer does: it drops material that nobody announced to it.
         server.send_control(Kind.PREPARE, batch=pads.batch, **bundle)
-        _expect(server, Kind.PREPARED, pads)
+        expect(server, Kind.PREPARED, bundle_id=bundle_id)
         dealer.send_control(Kind.DEAL, batch=pads.batch, **bundle)
         dealer.send_array(Kind.BUNDLE_SEED, pads.seed.reveal())
         # Not waiting for the dealer here: it deals while this side computes.
@@ -85,8 +86,8 @@ class DealerProvider:
             server.send_array(Kind.CLIENT_SHARE, payload, layer=step.index)
         timeouts = server.timeouts
         within_s = timeouts.read_s + BundleLayout(model.program, pads.batch).total_bytes / timeouts.min_rate_bytes_s
-        _expect(dealer, Kind.DEALT, pads, within_s)
-        _expect(server, Kind.STORED, pads, within_s)
+        expect(dealer, Kind.DEALT, within_s=within_s, bundle_id=bundle_id)
+        expect(server, Kind.STORED, within_s=within_s, bundle_id=bundle_id)
 
     def _connected(self) -> Channel:
         """The connection to the dealer; a new one where the old one has ended."""
@@ -96,10 +97,3 @@ class DealerProvider:
             self._channel = self._endpoint.connect(self._address, "dealer", self._name)
             self._ledger.open(self._channel)
         return self._channel
-
-
-def _expect(peer: Channel, kind: Kind, pads: BundlePads, within_s: float | None = None) -> None:
-    """Takes the reply ``kind`` of a peer, which must be about the bundle of ``pads``."""
-    answer = peer.recv_control(kind, within_s=within_s)
-    if answer.body["bundle_id"] != pads.bundle_id.hex():
-        raise RemoteProtocolError(f"the {peer.peer.role}'s {kind.name} is about another bundle than it was asked for")

@@ -111,3 +111,20 @@ def test_another_server_cannot_take_a_models_place_at_the_dealer(parties):
     channel.send_control(Kind.SETUP, **parties.server.model.public.fields)
     with pytest.raises(PeerRefusal, match="belongs to another server"):
         channel.recv_control(Kind.SETUP_DONE)
+
+
+def test_a_server_that_stored_another_bundle_has_stored_none(parties, monkeypatch):
+    client, store = parties.client()
+    send_control = Channel.send_control
+
+    def lie(channel, sent, **fields):
+        if sent is Kind.STORED and channel.peer.role == "dealer":
+            fields["bundle_id"] = "0" * 32
+        send_control(channel, sent, **fields)
+
+    monkeypatch.setattr(Channel, "send_control", lie)
+    with pytest.raises(PeerRefusal, match=r"the server went away while it was dealt to|the dealer broke off"):
+        client.prepare(1)
+    assert store.counts() == {"reserved": 0, "ready": 0, "spent": 1}
+    monkeypatch.undo()
+    parties.assert_serves(client)
