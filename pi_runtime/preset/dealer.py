@@ -36,21 +36,24 @@ _LINK_CHECK_S = 1.0
 _RETRY_S = 0.05
 
 
-@dataclass(eq=False)
-class _Link:
-    """The connection to a server that is set up; ``lock`` is held by whoever uses the channel."""
-
-    channel: Channel
-    model_id: str
-    lock: threading.Lock = field(default_factory=threading.Lock)
-
-
 @dataclass(frozen=True, eq=False)
 class _Model:
     """A of one model, packed, and the name of the server that it belongs to."""
 
     server: str
     pads: Mapping[str, Weight] = field(repr=False)
+
+
+@dataclass(eq=False)
+class _Link:
+    """The connection to a server that is set up; ``lock`` is held by whoever uses the channel.
+
+    The model is the link's own: what the server is set up for elsewhere does not take it away.
+    """
+
+    channel: Channel
+    model: _Model
+    lock: threading.Lock = field(default_factory=threading.Lock)
 
 
 class Dealer(Closing):
@@ -119,8 +122,8 @@ class Dealer(Closing):
         request = visit.next_request(Kind.SETUP)
         if request is None:
             return
-        model_id = self._set_up(visit, request)
-        link = _Link(visit.channel, model_id)
+        model_id = str(request.body["model_id"])
+        link = _Link(visit.channel, self._set_up(visit, request))
         with self._lock:
             self._links[model_id] = link
             self._lock.notify_all()
@@ -131,7 +134,7 @@ class Dealer(Closing):
                 if self._links.get(model_id) is link:
                     del self._links[model_id]
 
-    def _set_up(self, visit: Visit, request: Control) -> str:
+    def _set_up(self, visit: Visit, request: Control) -> _Model:
         """Takes A from a server unless it is here already."""
         channel, model_id = visit.channel, str(request.body["model_id"])
         fields = {"model_id": model_id, "graph_hash": self._graph_hash}
@@ -147,13 +150,14 @@ class Dealer(Closing):
                 shape = weight_shape(step)
                 received = channel.recv_array(Kind.WEIGHT_PAD, 8 * prod(shape), layer=step.index)
                 pads[step.name] = pack(step, received.view("<i8").reshape(shape))
+            known = _Model(visit.peer_name, pads)
             with self._lock:
-                # A server serves one model; what it served before is gone.
+                # A server serves one model; what it served before is kept by a link that still lives, and else gone.
                 self._models = {key: model for key, model in self._models.items() if model.server != visit.peer_name}
-                self._models[model_id] = _Model(visit.peer_name, pads)
+                self._models[model_id] = known
         channel.send_control(Kind.SETUP_DONE, **fields)
         log.info("%s is set up", channel.peer)
-        return model_id
+        return known
 
     @staticmethod
     def _watch(visit: Visit, link: _Link) -> None:
@@ -188,9 +192,7 @@ class Dealer(Closing):
                     model_id=model_id,
                     graph_hash=self._graph_hash,
                 )
-                for step, payload in deal(
-                    self._program, self._models[model_id].pads, pads, _own_stream(pads), self._threads
-                ):
+                for step, payload in deal(self._program, link.model.pads, pads, _own_stream(pads), self._threads):
                     kind = Kind.LINEAR_SHARE if step.kind == "linear" else Kind.GATE_SHARE
                     link.channel.send_array(kind, payload, layer=step.index)
                 expect(link.channel, Kind.STORED, bundle_id=bundle_id)

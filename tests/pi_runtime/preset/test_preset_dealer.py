@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import stat
+from math import prod
 from types import SimpleNamespace
 
 import pytest
@@ -12,7 +13,7 @@ from pi_runtime.net.channel import Channel
 from pi_runtime.net.frames import PeerRefusal
 from pi_runtime.net.messages import ErrorCode, Kind
 from pi_runtime.preset import dealer as dealing
-from pi_runtime.preset.linear_ops import quantise
+from pi_runtime.preset.linear_ops import quantise, weight_shape
 from pi_runtime.preset.model import remember_identity
 from pi_runtime.preset.program import compile_program
 from pi_runtime.primitives import prg
@@ -128,3 +129,21 @@ def test_a_server_that_stored_another_bundle_has_stored_none(parties, monkeypatc
     assert store.counts() == {"reserved": 0, "ready": 0, "spent": 1}
     monkeypatch.undo()
     parties.assert_serves(client)
+
+
+def set_up(channel, program, **fields):
+    """Sets the dealer up with weight pads of zeros."""
+    channel.send_control(Kind.SETUP, **fields)
+    channel.recv_control(Kind.SETUP_NEEDED)
+    for step in program.linear_steps:
+        channel.send_array(Kind.WEIGHT_PAD, bytes(8 * prod(weight_shape(step))), layer=step.index)
+    channel.recv_control(Kind.SETUP_DONE)
+
+
+def test_a_model_that_another_connection_replaces_is_dealt_to_the_end_of_its_own(parties, caplog):
+    newer = parties.endpoint("server").connect(parties.dealer.address, "dealer")
+    parties.ending.append(newer)
+    other = {**parties.server.model.public.fields, "model_id": "0" * 32}
+    set_up(newer, parties.server.model.program, **other)
+    parties.deal(parties.connect_dealer(), bytes(16), **parties.request())
+    assert "unexpected failure" not in caplog.text
