@@ -82,7 +82,7 @@ class Dealer(Closing):
         warm_up(self._program)
         self._threads = threads
         self._max_bundle_bytes = max_bundle_bytes
-        self._connect_s = endpoint.timeouts.connect_s
+        self._timeouts = endpoint.timeouts
         self._lock = threading.Condition()
         self._models: dict[str, _Model] = {}
         self._links: dict[str, _Link] = {}
@@ -182,7 +182,9 @@ class Dealer(Closing):
         check_bundle_bytes(batch, size, self._max_bundle_bytes)
         seed = Seed(client.recv_array(Kind.BUNDLE_SEED, SEED_BYTES).tobytes())
         pads = BundlePads(seed, bytes.fromhex(bundle_id), bytes.fromhex(self._graph_hash), batch)
-        with self._link(model_id) as link:
+        # Half of what the client waits for the whole: it must hear the reason before it gives up.
+        patience_s = (self._timeouts.read_s + size / self._timeouts.min_rate_bytes_s) / 2
+        with self._link(model_id, patience_s) as link:
             try:
                 link.channel.send_control(
                     Kind.MATERIAL,
@@ -203,19 +205,29 @@ class Dealer(Closing):
         log.info("%s: dealt %d images, %d bytes", client.peer, batch, size)
 
     @contextmanager
-    def _link(self, model_id: str) -> Iterator[_Link]:
-        """The living connection to the server of a model, for this thread alone; waits for the server to come."""
-        deadline = time.monotonic() + self._connect_s
+    def _link(self, model_id: str, patience_s: float) -> Iterator[_Link]:
+        """The living connection to the server of a model, for this thread alone.
+
+        Waits connect_s for the server to come, and ``patience_s`` for its turn behind other bundles.
+        """
+        started = time.monotonic()
         while True:
             with self._lock:
-                came = self._lock.wait_for(lambda: model_id in self._links, max(deadline - time.monotonic(), 0.0))
+                left_s = max(started + self._timeouts.connect_s - time.monotonic(), 0.0)
+                came = self._lock.wait_for(lambda: model_id in self._links, left_s)
                 link = self._links.get(model_id)
             if not came or link is None:
                 raise RefusedRequest(ErrorCode.BUSY, "the server of this model is not connected to the dealer")
-            with link.lock:
+            if not link.lock.acquire(timeout=max(started + patience_s - time.monotonic(), 0.0)):
+                raise RefusedRequest(
+                    ErrorCode.BUSY, f"other bundles keep the dealer busy for more than {patience_s:.3g} s; try again"
+                )
+            try:
                 if not link.channel.poll(0.0):
                     yield link
                     return
+            finally:
+                link.lock.release()
             # It has ended: its own thread takes it off the list, and the server comes back.
             time.sleep(_RETRY_S)
 

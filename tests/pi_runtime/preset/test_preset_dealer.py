@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import stat
+from dataclasses import replace
 from math import prod
 from types import SimpleNamespace
 
@@ -147,3 +148,20 @@ def test_a_model_that_another_connection_replaces_is_dealt_to_the_end_of_its_own
     set_up(newer, parties.server.model.program, **other)
     parties.deal(parties.connect_dealer(), bytes(16), **parties.request())
     assert "unexpected failure" not in caplog.text
+
+
+def test_who_waits_for_other_bundles_is_told_in_time(idle_parties):
+    idle_parties.timeouts = replace(idle_parties.timeouts, read_s=1.0)
+    idle_parties.start_dealer()
+    idle_parties.start_server()
+    client, store = idle_parties.client()
+    client.load_weight_pads()
+    (link,) = idle_parties.dealer._links.values()
+    with (
+        link.lock,
+        pytest.raises(PeerRefusal, match=r"keep the dealer busy for more than 0\.\d+ s; try again") as caught,
+    ):
+        client.prepare(1)
+    assert caught.value.code is ErrorCode.BUSY
+    assert store.counts() == {"reserved": 0, "ready": 0, "spent": 1}
+    idle_parties.assert_serves(client)
