@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from linearize.any_network import mask_relus
 from linearize.errors import CheckpointError, ConfigError, NetworkError
 from linearize.files import load_tensors, save_tensors
 from linearize.networks import build_network
@@ -34,11 +35,14 @@ def read_metadata(path: Path) -> dict[str, Any]:
     return load_tensors(path)[1]
 
 
-def load_checkpoint(path: Path, *, run_code: bool = False) -> tuple[nn.Module, dict[str, Any]]:
+def load_checkpoint(
+    path: Path, *, run_code: bool = False, model: nn.Module | None = None
+) -> tuple[nn.Module, dict[str, Any]]:
     """Build the network of a checkpoint and fill it in: (module in eval mode on the CPU, metadata).
 
     run_code: a checkpoint of a network made by `package.module:function` may have that function imported and called;
-    a file of unknown origin must not decide what runs.
+    a file of unknown origin must not decide what runs. model: the network itself, not touched, in place of the one
+    that the checkpoint names; for networks that were given to `linearize.linearize`.
     Raises CheckpointError if the file is missing, truncated, of another program, or does not fit its own metadata.
     """
     tensors, metadata = load_tensors(path)
@@ -47,19 +51,21 @@ def load_checkpoint(path: Path, *, run_code: bool = False) -> tuple[nn.Module, d
         raise CheckpointError(
             f"{path}: not a network checkpoint, its header lacks {', '.join(missing)}; name another file"
         )
-    if runs_code(metadata["network"]) and not run_code:
+    if model is None and runs_code(metadata["network"]) and not run_code:
         raise CheckpointError(
             f"{path}: its network is made by {metadata['network']}, which would be called; if you trust it, "
             "export its run directory, or load it in Python with load_checkpoint(path, run_code=True)"
         )
+    shape = tuple(metadata["input_shape"])
     try:
-        model = build_network(
-            metadata["network"], metadata["width"], metadata["num_classes"], tuple(metadata["input_shape"])
-        )
+        if model is None:
+            network = build_network(metadata["network"], metadata["width"], metadata["num_classes"], shape)
+        else:
+            network = mask_relus(model, shape)
         replaced = [name for name in tensors if name.endswith(".replacement")]
-        allocate_replacements(model, replaced, [tensors[name].shape for name in replaced])
-        model.load_state_dict(tensors)
+        allocate_replacements(network, replaced, [tensors[name].shape for name in replaced])
+        network.load_state_dict(tensors)
     except (RuntimeError, ConfigError, NetworkError) as error:
         reason = " ".join(str(error).split())[:200]
         raise CheckpointError(f"{path}: the tensors do not fit the network of the header ({reason})") from None
-    return model, metadata
+    return network, metadata

@@ -378,8 +378,6 @@ def load_config(path: Path | None = None, overrides: Mapping[str, object] | None
             f"snl.reference_budget must be at least relu_budget ({config.relu_budget:,}), "
             f"got {config.reference_budget:,}; raise it or leave it unset"
         )
-    if config.baseline.epochs == 0 and config.network.weights is None:
-        raise ConfigError("baseline.epochs must be at least 1, got 0; only weights given by network.weights need none")
     if config.network.model is not None and config.network.width is not None:
         raise ConfigError(f"network.width must be unset for network.model, got {config.network.width}; it has its own")
     return config

@@ -37,7 +37,14 @@ def remove_leftovers(path: Path) -> None:
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], document: Mapping[str, Any]) -> None:
     """Write tensors and a JSON document to one safetensors file, atomically."""
-    stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    stored: dict[str, Tensor] = {}
+    places: set[int] = set()
+    for name, tensor in tensors.items():
+        plain = tensor.detach().cpu().contiguous()
+        place = plain.untyped_storage().data_ptr()
+        # safetensors refuses tensors that share memory, as tied weights do.
+        stored[name] = plain.clone() if place in places else plain
+        places.add(place)
     header = {"format": _FORMAT, "document": json.dumps(document)}
     write_atomic(path, safetensors.torch.save(stored, header))
 

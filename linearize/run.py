@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from linearize.checkpoint import load_checkpoint, read_metadata, save_checkpoint
+from linearize.checkpoint import read_metadata, save_checkpoint
 from linearize.config import RunConfig
 from linearize.data import Dataset, load_dataset
 from linearize.errors import BudgetError, CheckpointError, ConfigError
@@ -27,13 +27,13 @@ from linearize.finetune import finetune, last_finetune
 from linearize.meter import Meter
 from linearize.methods.base import Task, check_count
 from linearize.methods.registry import find_method
-from linearize.networks import DEFAULT_WIDTH, build_network
 from linearize.progress import Reporter
 from linearize.relu_mask import relu_count, relu_total
 from linearize.replacement import use_affine
 from linearize.run_dir import RunDir, open_run
 from linearize.small_maps import use_one_pixel_products
 from linearize.snl import make_reference
+from linearize.source import ConfiguredNetwork, NetworkSource
 from linearize.stage import StageContext
 from linearize.train import Teacher, accuracy, cross_entropy, fit
 
@@ -59,7 +59,7 @@ def train_baseline(config: RunConfig, run_dir: Path, reporter: Reporter | None =
         return session.run.baseline
 
 
-def linearize(config: RunConfig, run_dir: Path, reporter: Reporter | None = None) -> LinearizeResult:
+def run_linearization(config: RunConfig, run_dir: Path, reporter: Reporter | None = None) -> LinearizeResult:
     """Baseline, reference, method and last finetune, each unless the run has it; writes linearized.safetensors.
 
     Raises as `train_baseline`, and BudgetError if the network has fewer ReLUs than the budget.
@@ -77,17 +77,31 @@ def linearize(config: RunConfig, run_dir: Path, reporter: Reporter | None = None
         )
 
 
+# Former name.
+linearize = run_linearization
+
+
 @contextmanager
-def _session(config: RunConfig, root: Path, reporter: Reporter) -> Iterator["_Session"]:
+def _session(config: RunConfig, root: Path, reporter: Reporter) -> Iterator["Session"]:
+    data = load_dataset(config.data, reporter)
+    with open_session(config, root, reporter, data, ConfiguredNetwork(config, data)) as session:
+        yield session
+
+
+@contextmanager
+def open_session(
+    config: RunConfig, root: Path, reporter: Reporter, data: Dataset, source: NetworkSource
+) -> Iterator["Session"]:
+    """Go to work in a run directory, with images on any device. Raises ConfigError (run directory, device)."""
     device = _device(config)
     if config.threads:
         torch.set_num_threads(config.threads)
     torch.backends.cudnn.deterministic = True
     torch.backends.cudnn.benchmark = False
-    data = load_dataset(config.data, reporter)
     with open_run(root, config) as run:
         amp = config.amp == "bf16"
-        yield _Session(config, run, StageContext(data.to(device), device, config.seed, run.state, reporter, amp))
+        context = StageContext(data.to(device), device, config.seed, run.state, reporter, amp)
+        yield Session(config, run, context, source)
 
 
 def _device(config: RunConfig) -> torch.device:
@@ -96,15 +110,15 @@ def _device(config: RunConfig) -> torch.device:
     return torch.device("cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu")
 
 
-class _Session:
-    """One process at work in one run directory."""
+class Session:
+    """One process at work in one run directory. Each method gives a network on the run's device."""
 
-    def __init__(self, config: RunConfig, run: RunDir, context: StageContext) -> None:
-        self.config, self.run, self.context = config, run, context
+    def __init__(self, config: RunConfig, run: RunDir, context: StageContext, source: NetworkSource) -> None:
+        self.config, self.run, self.context, self.source = config, run, context, source
 
     def check_budget(self) -> None:
         """Raise BudgetError if the network has fewer ReLUs than the budget."""
-        total = relu_total(self._new_network())
+        total = relu_total(self.source.build())
         if self.config.relu_budget > total:
             raise BudgetError(
                 f"relu_budget must be at most {total:,} (all of {self._description()}), "
@@ -202,7 +216,7 @@ class _Session:
             save_checkpoint(path, model, self._metadata(model) | report | {"cost": cost, "seconds": seconds})
         # Only now: a stage killed between its last state and its file goes on from the state.
         shutil.rmtree(state_dir, ignore_errors=True)
-        return self._place(load_checkpoint(path)[0])
+        return self._place(self.source.load(path))
 
     def _full_network(self) -> nn.Module:
         """The baseline, with what its ReLUs become when they are removed."""
@@ -212,8 +226,8 @@ class _Session:
         return model
 
     def _given_baseline(self, path: Path) -> nn.Module:
-        model, metadata = load_checkpoint(path)
-        expected = self._description_of_images() | {"relu_count": metadata["relu_total"]}
+        metadata = read_metadata(path)
+        expected = self._description_of_images() | {"relu_count": metadata.get("relu_total")}
         differences = [
             f"its {key} is {metadata.get(key)}, not {value}"
             for key, value in expected.items()
@@ -224,30 +238,25 @@ class _Session:
                 f"baseline_from {path}: not a baseline of this network and these training images "
                 f"({'; '.join(differences)}); name another file or leave it unset"
             )
-        return self._place(model)
+        return self._place(self.source.load(path))
 
     def _teacher(self) -> Teacher:
         return Teacher(self.baseline(), self.context.data)
 
     def _new_network(self) -> nn.Module:
-        network, data = self.config.network, self.context.data
-        model = build_network(network.name, network.width, data.num_classes, data.input_shape, seed=self.config.seed)
-        return self._place(model)
+        return self._place(self.source.build())
 
     def _place(self, model: nn.Module) -> nn.Module:
         use_one_pixel_products(model, self.context.data.input_shape)
         return model.to(self.context.device)
 
     def _description(self) -> str:
-        return f"{self.config.network.name} on {'x'.join(map(str, self.context.data.input_shape))} images"
+        return f"{self.source.facts['network']} on {'x'.join(map(str, self.context.data.input_shape))} images"
 
     def _description_of_images(self) -> dict[str, Any]:
         """What two checkpoints must agree in to be the same network for the same images."""
         data: Dataset = self.context.data
-        network = self.config.network
-        return {
-            "network": network.name,
-            "width": network.width or DEFAULT_WIDTH[network.name],
+        return self.source.facts | {
             "num_classes": data.num_classes,
             "input_shape": list(data.input_shape),
             "mean": list(data.mean),

@@ -23,6 +23,7 @@ from linearize.errors import CheckpointError, NetworkError
 from linearize.rng import derived_seed
 
 _TORCHVISION = "torchvision"
+_GIVEN = "given"
 
 
 def is_spec(name: str) -> bool:
@@ -30,9 +31,14 @@ def is_spec(name: str) -> bool:
     return ":" in name
 
 
+def given_name(model: nn.Module) -> str:
+    """What checkpoints call a network that was given to `linearize.linearize`: it cannot be built from its name."""
+    return f"{_GIVEN}:{type(model).__name__}"
+
+
 def runs_code(name: str) -> bool:
     """Whether building a network of this name imports a module of the user's."""
-    return is_spec(name) and not name.startswith(f"{_TORCHVISION}:")
+    return is_spec(name) and name.partition(":")[0] not in (_TORCHVISION, _GIVEN)
 
 
 def build_user_network(
@@ -97,6 +103,10 @@ def load_weights(model: nn.Module, path: Path) -> None:
 
 def _constructor(spec: str, num_classes: int, input_shape: tuple[int, ...]) -> Callable[[], Any]:
     home, _, name = spec.partition(":")
+    if home == _GIVEN:
+        raise NetworkError(
+            f"the network is a {name} that was given to linearize.linearize; load_checkpoint(path, model=...) takes it"
+        )
     if home == _TORCHVISION:
         return _torchvision(name, num_classes)
     function = _find(spec, home, name)
