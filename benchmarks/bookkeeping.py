@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from statistics import median, median_low
+from statistics import median_low
 
-from benchmarks.schema import PHASES, GraphName, LayerRow, Phase, Row, SentBytes, Spread
+from benchmarks.schema import PHASES, LayerRow, Phase, Row, SentBytes
+from benchmarks.summary import middle_bytes
 from pi_runtime.backend import Cost, RunCost, sum_costs
 
 
@@ -13,34 +14,32 @@ def phase_rows(
     costs: Sequence[RunCost],
     *,
     backend: str,
-    graph: GraphName,
-    relu_count: int,
-    images: int,
+    subject: str,
     network: str,
+    sweep: int,
+    images: int,
     byte_source: str = "",
 ) -> tuple[Row, ...]:
-    """One row a phase from the costs of repeated inferences on ``images`` images each.
+    """One row a phase from the costs of the inferences of one sweep, on ``images`` images each.
 
-    Seconds become median, minimum and maximum. Bytes, messages and rounds are those of a run in the middle
-    (``median_low``), so that each is a figure that was really counted. ``setup`` happened once, however often its cost
-    was reported.
+    Seconds are kept of every run. Bytes, messages and rounds are those of a run in the middle (``median_low``), so that
+    each is a figure that was really counted. ``setup`` happened once, however often its cost was reported.
     """
     rows = []
     for phase in PHASES:
         seen = [run.phases.get(phase, Cost()) for run in costs]
         if phase == "setup":
             seen = seen[:1]
-        seconds = [cost.seconds for cost in seen]
         rows.append(
             Row(
                 backend=backend,
-                graph=graph,
-                relu_count=relu_count,
+                subject=subject,
                 network=network,
                 kind="measured",
                 phase=phase,
+                sweep=sweep,
                 images=images,
-                latency_s=Spread(median=median(seconds), min=min(seconds), max=max(seconds), runs=len(seconds)),
+                seconds=tuple(cost.seconds for cost in seen),
                 sent_bytes=_middle_bytes(seen),
                 messages=median_low(cost.messages for cost in seen),
                 rounds=median_low(cost.rounds for cost in seen),
@@ -50,8 +49,10 @@ def phase_rows(
     return tuple(rows)
 
 
-def layer_rows(costs: Sequence[RunCost], *, backend: str, graph: GraphName) -> tuple[LayerRow, ...]:
-    """One row a layer and phase, in the order of execution; the middle of the runs, as :func:`phase_rows`.
+def layer_rows(
+    costs: Sequence[RunCost], *, backend: str, subject: str, network: str, sweep: int
+) -> tuple[LayerRow, ...]:
+    """One row a layer and phase, in the order of execution; as :func:`phase_rows`.
 
     Entries of one run with the same phase and name (a layer that works in two steps) are added up first.
     """
@@ -69,12 +70,14 @@ def layer_rows(costs: Sequence[RunCost], *, backend: str, graph: GraphName) -> t
     return tuple(
         LayerRow(
             backend=backend,
-            graph=graph,
+            subject=subject,
+            network=network,
             phase=phase,
+            sweep=sweep,
             layer=name,
             op=first[phase, name][0],
             relu_count=first[phase, name][1],
-            seconds=median(cost.seconds for cost in parts),
+            seconds=tuple(cost.seconds for cost in parts),
             sent_bytes=_middle_bytes(parts),
             messages=median_low(cost.messages for cost in parts),
             rounds=median_low(cost.rounds for cost in parts),
@@ -84,8 +87,6 @@ def layer_rows(costs: Sequence[RunCost], *, backend: str, graph: GraphName) -> t
 
 
 def _middle_bytes(costs: Sequence[Cost]) -> SentBytes:
-    return SentBytes(
-        client=median_low(cost.sent_bytes["client"] for cost in costs),
-        server=median_low(cost.sent_bytes["server"] for cost in costs),
-        dealer=median_low(cost.sent_bytes["dealer"] for cost in costs),
+    return middle_bytes(
+        [SentBytes(**{role: cost.sent_bytes[role] for role in SentBytes.model_fields}) for cost in costs]
     )

@@ -1,8 +1,8 @@
-"""The line chart of the report, as inline SVG that takes its colours from the page (light or dark)."""
+"""Charts against the ReLU count, as inline SVG that takes its colours from the page (light or dark)."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import ceil, floor, log10
 
@@ -55,16 +55,17 @@ def accuracy_chart(trajectory: Trajectory, *, width: float, height: float) -> Ma
         height=height,
         x_ticks=[tick for tick in nice_ticks(min(counts), max(counts), width / 110) if tick >= 0],
         y_ticks=nice_ticks(min(shown), min(max(shown), 100.0), height / 60),
-        x_range=_padded(min(counts), max(counts)),
+        x_range=padded(min(counts), max(counts)),
     )
-    parts = [_axes(frame)]
+    digits = 0 if all(float(tick).is_integer() for tick in frame.y_ticks) else 1
+    parts = [axes(frame, lambda tick: f"{tick:.{digits}f}")]
     if trajectory.baseline:
         y = frame.y(trajectory.baseline.val_accuracy)
         parts.append(
             f'<line class="reference" x1="{frame.left}" x2="{width - frame.right}" y1="{y:.1f}" y2="{y:.1f}"/>'
         )
-    parts.append(_line(frame, [(s.relu_count, s.train_accuracy or 0.0) for s in training], "train"))
-    parts.append(_line(frame, [(s.relu_count, s.val_accuracy) for s in path], "val"))
+    parts.append(polyline(frame, [(s.relu_count, s.train_accuracy or 0.0) for s in training], "train"))
+    parts.append(polyline(frame, [(s.relu_count, s.val_accuracy) for s in path], "val"))
     if len(trajectory.steps) <= MOST_DOTS:
         parts += [_dot(frame, step, "dot tuned" if step.finetuned else "dot") for step in trajectory.steps]
     parts += [_dot(frame, step, "dot start", 5) for step in start]
@@ -87,21 +88,22 @@ def nice_ticks(low: float, high: float, most: float) -> list[float]:
     return [round(index * step, 10) for index in range(first, max(last, first + 1) + 1)]
 
 
-def _padded(low: float, high: float) -> tuple[float, float]:
+def padded(low: float, high: float) -> tuple[float, float]:
+    """The range with a margin on both sides."""
     margin = (high - low or max(high, 1.0) * 0.1) * 0.04
     return low - margin, high + margin
 
 
-def _axes(frame: Frame) -> str:
+def axes(frame: Frame, y_text: Callable[[float], str]) -> str:
+    """Grid, ticks and their labels; ReLUs along x, ``y_text`` of a value along y."""
     parts = []
     base = frame.height - frame.bottom
-    digits = 0 if all(float(tick).is_integer() for tick in frame.y_ticks) else 1
     for tick in frame.y_ticks:
         y = frame.y(tick)
         parts.append(
             f'<line class="grid" x1="{frame.left}" x2="{frame.width - frame.right}" y1="{y:.1f}" y2="{y:.1f}"/>'
         )
-        parts.append(f'<text x="{frame.left - 8}" y="{y + 4:.1f}" text-anchor="end">{tick:.{digits}f}</text>')
+        parts.append(f'<text x="{frame.left - 8}" y="{y + 4:.1f}" text-anchor="end">{y_text(tick)}</text>')
     for tick in frame.x_ticks:
         if frame.x_range[0] <= tick <= frame.x_range[1]:
             x = frame.x(tick)
@@ -112,12 +114,8 @@ def _axes(frame: Frame) -> str:
     return "".join(parts)
 
 
-def _level(frame: Frame, value: float, kind: str) -> str:
-    y = f"{frame.y(value):.1f}"
-    return f'<line class="{kind}" x1="{frame.left}" x2="{frame.width - frame.right}" y1="{y}" y2="{y}"/>'
-
-
-def _line(frame: Frame, points: Sequence[Point], kind: str) -> str:
+def polyline(frame: Frame, points: Sequence[Point], kind: str) -> str:
+    """A line of the CSS class ``kind`` through at least two points; nothing through fewer."""
     if len(points) < 2:
         return ""
     path = " ".join(f"{frame.x(x):.1f},{frame.y(y):.1f}" for x, y in points)

@@ -1,28 +1,41 @@
-"""The few figures that sum up a run, and what is wrong with it."""
+"""The few figures that sum up a measurement, and what is wrong with it."""
 
 from __future__ import annotations
 
-from benchmarks.schema import GraphName, Phase, Results
+from benchmarks.fit import cost_lines
+from benchmarks.ratios import ratios
+from benchmarks.schema import Phase, Results
+from benchmarks.summary import layer_costs, measured_subjects, phase_cost
 
 AGREEMENT_FLOOR = 0.99
 """Below this fraction of equal predictions a secure result must not pass as the network's."""
 
 
 def headline(results: Results) -> dict[str, object]:
-    """Headline figures as one JSON-able object; latencies in seconds, bytes of all roles together, for one image."""
-    model = results.model
+    """Headline figures as one JSON-able object; latencies in seconds, bytes for one image."""
     return {
-        "model": model.name,
-        "dataset": model.dataset,
-        "relu_total": model.relu_total,
-        "relu_budget": model.relu_budget,
-        "relu_count": model.relu_count,
-        "baseline_test": results.accuracy.baseline_test,
-        "linearized_test": results.accuracy.linearized_test,
+        "subjects": [subject.model_dump(mode="json") for subject in results.subjects],
         "backends": {
-            name: {graph: _backend_figures(results, name, graph) for graph in results.graphs}
+            name: {
+                subject.name: _backend_figures(results, name, subject.name)
+                for subject in measured_subjects(results, name)
+            }
             for name in results.backends
         },
+        "lines": [
+            {
+                "backend": entry.backend,
+                "model": entry.model,
+                "network": entry.network,
+                "phase": entry.phase,
+                "unit": entry.unit,
+                "a_relu": entry.line.slope,
+                "at_no_relu": entry.line.intercept,
+                "r_squared": entry.line.r_squared,
+                "points": entry.line.points,
+            }
+            for entry in cost_lines(results)
+        ],
         "problems": list(problems(results)),
     }
 
@@ -31,28 +44,37 @@ def problems(results: Results) -> tuple[str, ...]:
     """One sentence for each secure result that disagrees with plaintext too often."""
     return tuple(
         f"{entry.backend} agrees with plaintext on only {entry.agreement_with_plaintext:.1%} of {entry.images} images"
-        f" ({entry.graph} network, largest logit error {entry.max_abs_logit_error:.3g}); its costs are not those of a"
+        f" ({entry.subject} network, largest logit error {entry.max_abs_logit_error:.3g}); its costs are not those of a"
         " correct inference"
-        for entry in results.accuracy.secure
+        for entry in results.secure
         if entry.agreement_with_plaintext < AGREEMENT_FLOOR
     )
 
 
-def _backend_figures(results: Results, backend: str, graph: GraphName) -> dict[str, object]:
+def _backend_figures(results: Results, backend: str, subject: str) -> dict[str, object]:
     figures: dict[str, object] = {}
     phases: tuple[Phase, ...] = ("offline", "online")
     for phase in phases:
-        row = results.row(backend, graph, phase)
-        if row is not None:
+        cost = phase_cost(results, backend, subject, phase)
+        if cost is not None:
             figures |= {
-                f"{phase}_latency_s": row.latency_s.median,
-                f"{phase}_bytes": row.sent_bytes.total,
-                f"{phase}_rounds": row.rounds,
+                f"{phase}_latency_s": cost.latency_s.median,
+                f"{phase}_min_s": cost.latency_s.min,
+                f"{phase}_max_s": cost.latency_s.max,
+                f"{phase}_bytes": cost.sent_bytes.total,
+                f"{phase}_sent_bytes": cost.sent_bytes.model_dump(),
+                f"{phase}_rounds": cost.rounds,
             }
-    relus = [layer for layer in results.layer_rows(backend, graph, "online") if layer.op == "relu"]
+    relus = [layer for layer in layer_costs(results, backend, subject, "online") if layer.op == "relu"]
     if relus:
         figures["online_relu_bytes"] = sum(layer.sent_bytes.total for layer in relus)
-    entry = results.secure(backend, graph)
+    for ratio in ratios(results):
+        if (ratio.backend, ratio.subject) == (backend, subject):
+            figures |= {
+                f"online_latency_over_{ratio.reference}": ratio.online,
+                f"total_latency_over_{ratio.reference}": ratio.total,
+            }
+    entry = results.accuracy_of(backend, subject)
     if entry is not None:
         figures |= {
             "agreement_with_plaintext": entry.agreement_with_plaintext,

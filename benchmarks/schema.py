@@ -1,8 +1,10 @@
-"""The results document (``results.json``, schema 1): every figure of a run, raw, with the units in the names.
+"""The results document (``results.json``, schema 2): every figure of a measurement, raw, with the units in the names.
 
-A figure is stored once, as it was measured; what a reader computes from it (ratios, sums) is not stored. ``sent_bytes``
-are by the role that sent them. ``graph`` is ``full`` (all ReLUs) or ``linearized`` (the kept ones). ``kind`` parts
-measured figures from modelled ones; the two are never merged into one row.
+A figure is stored once, as it was measured; what a reader computes from it (medians, ratios, sums, fits) is not
+stored: see :mod:`benchmarks.summary` and :mod:`benchmarks.fit`. ``sent_bytes`` are by the role that sent them.
+``subject`` names one of ``subjects``: a network at one ReLU budget. ``network`` is the profile of the link between the
+parties. ``sweep`` numbers the passes over all subjects, from 0. ``kind`` parts measured figures from modelled ones; the
+two are never merged into one row.
 """
 
 from __future__ import annotations
@@ -17,32 +19,51 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from benchmarks.errors import ResultsError
 from pi_runtime.files import write_text
 
-SCHEMA = 1
+SCHEMA = 2
 
-GraphName = Literal["full", "linearized"]
 Kind = Literal["measured", "modelled"]
 Phase = Literal["setup", "offline", "online"]
+Mask = Literal["all", "trained", "random", "given"]
+Weights = Literal["trained", "random", "given"]
+ImagesKind = Literal["test", "folder", "noise"]
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Runs = Annotated[tuple[Seconds, ...], Field(min_length=1)]
 
-GRAPHS: tuple[GraphName, ...] = ("full", "linearized")
 PHASES: tuple[Phase, ...] = ("setup", "offline", "online")
+LOOPBACK = "loopback"
 
 
 class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
-class ModelFacts(_Part):
-    """What was measured. ``relu_total``: of the full network; ``relu_count``: kept by the linearized one."""
+class Subject(_Part):
+    """A network at one ReLU budget.
 
-    name: str
+    name: what rows call it. model: the network, whatever its budget. dataset: what its weights are for.
+    relu_total: of the network with all its ReLUs. relu_budget: what was asked for. relu_count: what it keeps.
+    mask: how the kept ReLUs were chosen: ``all`` are kept, ``trained`` by a linearization, ``random`` by a seed, or
+        ``given`` with the file.
+    weights: ``trained``, ``random``, or ``given`` with a file that does not say.
+    images: what it was measured on: the data set's ``test`` images, a ``folder`` of images, or ``noise`` (standard
+        normal), on which equal predictions mean little.
+    test_accuracy: fraction of ``test_images`` classified as labelled, by onnxruntime; absent without labels.
+    """
+
+    name: Annotated[str, Field(min_length=1)]
+    model: str
     dataset: str
     relu_total: Count
     relu_budget: Count
     relu_count: Count
+    mask: Mask
+    weights: Weights
+    images: ImagesKind
+    test_accuracy: Fraction | None = None
+    test_images: Count = 0
 
 
 class SecureAccuracy(_Part):
@@ -54,35 +75,11 @@ class SecureAccuracy(_Part):
     """
 
     backend: str
-    graph: GraphName
+    subject: str
     images: Positive
     agreement_with_plaintext: Fraction
     max_abs_logit_error: Seconds
     accuracy: Fraction | None = None
-
-
-class Accuracy(_Part):
-    """Fractions of ``test_images`` images classified as labelled, by onnxruntime; absent without labels or graph."""
-
-    baseline_test: Fraction | None
-    linearized_test: Fraction | None
-    test_images: Count = 0
-    secure: tuple[SecureAccuracy, ...] = ()
-
-
-class Spread(_Part):
-    """Wall time over ``runs`` repetitions, in seconds."""
-
-    median: Seconds
-    min: Seconds
-    max: Seconds
-    runs: Positive
-
-    @model_validator(mode="after")
-    def _ordered(self) -> Self:
-        if not self.min <= self.median <= self.max:
-            raise ValueError(f"min <= median <= max does not hold: {self.min}, {self.median}, {self.max}")
-        return self
 
 
 class SentBytes(_Part):
@@ -99,19 +96,20 @@ class SentBytes(_Part):
 
 
 class Row(_Part):
-    """The cost of one phase of inference on ``images`` images; ``setup`` is paid once a model.
+    """The cost of one phase of inference on ``images`` images in one sweep; ``setup`` is paid once a model.
 
+    seconds: wall time of every timed run, in their order.
     byte_source: where the bytes were counted; empty where the backend does not say.
     """
 
     backend: str
-    graph: GraphName
-    relu_count: Count
+    subject: str
     network: str
     kind: Kind
     phase: Phase
+    sweep: Count
     images: Positive
-    latency_s: Spread
+    seconds: Runs
     sent_bytes: SentBytes
     messages: Count
     rounds: Count
@@ -119,27 +117,45 @@ class Row(_Part):
 
 
 class LayerRow(_Part):
-    """The cost of one node of a graph in one phase; ``seconds`` is the median over the runs of the phase's row."""
+    """The cost of one node of a graph in one phase and sweep; ``seconds`` as in the phase's row."""
 
     backend: str
-    graph: GraphName
+    subject: str
+    network: str
     phase: Phase
+    sweep: Count
     layer: str
     op: str
     relu_count: Count
-    seconds: Seconds
+    seconds: Runs
     sent_bytes: SentBytes
     messages: Count
     rounds: Count
 
 
 class ReluLayer(_Part):
-    """One activation of a network: its elements, and how many of them keep a ReLU in each graph."""
+    """One activation of a subject: its elements, and how many of them keep a ReLU; 0 where the layer has no node."""
 
+    subject: str
     layer: str
     elements: Positive
-    full: Count
-    linearized: Count
+    relu_count: Count
+
+
+class Schedule(_Part):
+    """How the measurement went.
+
+    runs: timed inferences of one image for each backend and subject; warmup: those before them, in each sweep.
+    sweeps: passes over all subjects, every other one in reverse order; the runs are divided among them.
+    subjects_at_once: how many subjects are open together. All their backends are, and take turns run by run.
+    accuracy_batch: images in one inference of the comparison with plaintext.
+    """
+
+    runs: Positive
+    warmup: Count
+    sweeps: Positive
+    subjects_at_once: Positive
+    accuracy_batch: Positive
 
 
 class Environment(_Part):
@@ -158,27 +174,41 @@ class Environment(_Part):
 class Results(_Part):
     """The whole document.
 
-    inputs_sha256: names the graphs, images, settings and environment; equal inputs need no second measurement.
+    inputs_sha256: names the graphs, images, schedule and environment; equal inputs need no second measurement.
     command: what makes the document again.
     """
 
-    schema_version: Literal[1] = Field(default=1, alias="schema")
+    schema_version: Literal[2] = Field(default=2, alias="schema")
     inputs_sha256: str
     command: str | None = None
-    model: ModelFacts
-    accuracy: Accuracy
+    subjects: Annotated[tuple[Subject, ...], Field(min_length=1)]
+    schedule: Schedule
+    secure: tuple[SecureAccuracy, ...] = ()
     rows: tuple[Row, ...] = ()
     layers: tuple[LayerRow, ...] = ()
     relu_layers: tuple[ReluLayer, ...] = ()
     environment: Environment
 
     @model_validator(mode="after")
-    def _distinct(self) -> Self:
+    def _consistent(self) -> Self:
+        _require_distinct("subjects", ((s.name,) for s in self.subjects))
         _require_distinct(
-            "rows", ((r.backend, r.graph, r.network, r.kind, r.phase, r.images, r.relu_count) for r in self.rows)
+            "rows", ((r.backend, r.subject, r.network, r.kind, r.phase, r.images, r.sweep) for r in self.rows)
         )
-        _require_distinct("layers", ((r.backend, r.graph, r.phase, r.layer) for r in self.layers))
-        _require_distinct("accuracy.secure", ((r.backend, r.graph) for r in self.accuracy.secure))
+        _require_distinct("layers", ((r.backend, r.subject, r.network, r.phase, r.sweep, r.layer) for r in self.layers))
+        _require_distinct("secure", ((e.backend, e.subject) for e in self.secure))
+        _require_distinct("relu_layers", ((e.subject, e.layer) for e in self.relu_layers))
+        known = {subject.name for subject in self.subjects}
+        parts: tuple[tuple[str, Iterable[Row | LayerRow | SecureAccuracy | ReluLayer]], ...] = (
+            ("rows", self.rows),
+            ("layers", self.layers),
+            ("secure", self.secure),
+            ("relu_layers", self.relu_layers),
+        )
+        for name, entries in parts:
+            for entry in entries:
+                if entry.subject not in known:
+                    raise ValueError(f"{name} has the subject {entry.subject!r}, which subjects does not name")
         return self
 
     @property
@@ -187,27 +217,21 @@ class Results(_Part):
         return tuple(dict.fromkeys(row.backend for row in self.rows))
 
     @property
-    def graphs(self) -> tuple[GraphName, ...]:
-        """The graphs that were measured, ``full`` first."""
-        present = {row.graph for row in self.rows}
-        return tuple(graph for graph in GRAPHS if graph in present)
+    def networks(self) -> tuple[str, ...]:
+        """Names of the network profiles, in the order of measurement."""
+        return tuple(dict.fromkeys(row.network for row in self.rows))
 
-    def row(self, backend: str, graph: GraphName, phase: Phase) -> Row | None:
-        """The measured row, if there is one."""
-        wanted = (backend, graph, phase, "measured")
-        return next((row for row in self.rows if (row.backend, row.graph, row.phase, row.kind) == wanted), None)
+    def subject(self, name: str) -> Subject:
+        """The subject of a row."""
+        return next(subject for subject in self.subjects if subject.name == name)
 
-    def secure(self, backend: str, graph: GraphName) -> SecureAccuracy | None:
+    def accuracy_of(self, backend: str, subject: str) -> SecureAccuracy | None:
         """The comparison with the plaintext logits, if there is one."""
-        return next((e for e in self.accuracy.secure if (e.backend, e.graph) == (backend, graph)), None)
-
-    def layer_rows(self, backend: str, graph: GraphName, phase: Phase) -> tuple[LayerRow, ...]:
-        """The layers of one phase in the order of execution."""
-        return tuple(row for row in self.layers if (row.backend, row.graph, row.phase) == (backend, graph, phase))
+        return next((e for e in self.secure if (e.backend, e.subject) == (backend, subject)), None)
 
     def to_json(self) -> str:
-        """The document as text, one stable order of keys."""
-        return json.dumps(self.model_dump(mode="json", by_alias=True), indent=1, allow_nan=False) + "\n"
+        """The document as text, a row a line, one stable order of keys."""
+        return _a_row_a_line(self.model_dump(mode="json", by_alias=True))
 
     def save(self, path: Path) -> None:
         """Writes the document, whole or not at all.
@@ -245,7 +269,10 @@ def parse_results(text: str, *, origin: str) -> Results:
         raise ResultsError(f"{origin} is not whole JSON ({error}); run `pi-pipeline bench` again") from error
     schema = document.get("schema") if isinstance(document, dict) else None
     if schema != SCHEMA:
-        raise ResultsError(f"{origin} must be a results document of schema {SCHEMA}, got schema {schema!r}")
+        raise ResultsError(
+            f"{origin} must be a results document of schema {SCHEMA}, got schema {schema!r};"
+            " run `pi-pipeline bench` again"
+        )
     try:
         return Results.model_validate_json(text)
     except ValidationError as error:
@@ -254,6 +281,18 @@ def parse_results(text: str, *, origin: str) -> Results:
         raise ResultsError(
             f"{origin} is damaged: {place}: {first['msg']}; correct it or run `pi-pipeline bench` again"
         ) from error
+
+
+def _a_row_a_line(document: dict[str, object]) -> str:
+    """JSON whose lists of objects take a line an object: thousands of rows stay small, and a difference readable."""
+    parts = []
+    for key, value in document.items():
+        if isinstance(value, list) and value:
+            text = "[\n" + ",\n".join(f"  {json.dumps(entry, allow_nan=False)}" for entry in value) + "\n ]"
+        else:
+            text = json.dumps(value, allow_nan=False)
+        parts.append(f" {json.dumps(key)}: {text}")
+    return "{\n" + ",\n".join(parts) + "\n}\n"
 
 
 def _require_distinct(name: str, keys: Iterable[tuple[object, ...]]) -> None:

@@ -4,95 +4,165 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
+import numpy as np
+
+from benchmarks.environment import code_sha256
 from benchmarks.errors import MeasureError
-from benchmarks.reference import Images, Labels
-from benchmarks.schema import Environment, GraphName, ModelFacts, ReluLayer
+from benchmarks.reference import Images, Labels, accuracy, reference_logits
+from benchmarks.schema import Environment, ImagesKind, Mask, ReluLayer, Schedule, Subject, Weights
 from pi_runtime.graph import Graph
 from pi_runtime.onnx_graph import load_onnx
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class SubjectFile:
+    """A network at one budget, to be measured.
+
+    name: unique among the subjects. path: ONNX file. images: float32 [N, C, H, W], normalised; labels: int64 [N], for
+    the accuracies, None where there are none. model: the network's name, the same at each budget; from the metadata of
+    the file where it is None. mask, weights, images_kind: as :class:`benchmarks.schema.Subject` has them.
+    accuracy_images: how many of the images a backend's logits are compared on, spread evenly.
+    """
+
+    name: str
+    path: Path
+    images: Images
+    labels: Labels | None = None
+    model: str | None = None
+    mask: Mask = "given"
+    weights: Weights = "given"
+    images_kind: ImagesKind = "test"
+    accuracy_images: int = 100
+
+    def __post_init__(self) -> None:
+        if self.accuracy_images < 1:
+            raise MeasureError(f"accuracy_images must be >= 1, got {self.accuracy_images}")
+
+    @property
+    def chosen(self) -> list[int]:
+        """Indices of the images of the comparison: a set sorted by class gives every class."""
+        count = min(len(self.images), self.accuracy_images)
+        return [index * len(self.images) // count for index in range(count)]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Subjects:
-    """ONNX files and the graphs read from them, ``full`` first; there is always a ``linearized`` one."""
+    """What is measured, and the graph of each by name."""
 
-    files: Mapping[GraphName, Path]
-    graphs: Mapping[GraphName, Graph]
+    files: tuple[SubjectFile, ...]
+    graphs: Mapping[str, Graph]
 
-    def facts(self) -> ModelFacts:
-        """Name, data set and ReLU counts, from the metadata where the exporter wrote them."""
-        linearized = self.graphs["linearized"]
-        known = linearized.metadata
-        relu_count = linearized.relu_count
-        if "full" in self.graphs:
-            relu_total = self.graphs["full"].relu_count
-        else:
-            relu_total = max(_whole(known.get("relu_total"), relu_count), relu_count)
-        return ModelFacts(
-            name=str(known.get("name") or self.files["linearized"].stem),
-            dataset=str(known.get("dataset") or "unknown"),
-            relu_total=relu_total,
-            relu_budget=_whole(known.get("relu_budget"), relu_count),
-            relu_count=relu_count,
-        )
+    def model(self, file: SubjectFile) -> str:
+        """The name of a subject's network."""
+        return file.model or str(self.graphs[file.name].metadata.get("name") or file.path.stem)
+
+    def describe(self, threads: int) -> tuple[Subject, ...]:
+        """The entries of the results; runs onnxruntime over all labelled images, on ``threads`` threads."""
+        return tuple(self._describe(file, threads) for file in self.files)
 
     def relu_layers(self) -> tuple[ReluLayer, ...]:
-        """Kept ReLUs an activation of the full graph (of the linearized one where that is all there is).
+        """Kept ReLUs an activation; a layer that kept nothing has no node and takes its place from another budget."""
+        found = []
+        for file in self.files:
+            kept = {node.name: node.relu_count for node in self.graphs[file.name].relu_layers}
+            alike = [self.graphs[other.name] for other in self.files if self.model(other) == self.model(file)]
+            fullest = max(alike, key=lambda graph: len(graph.relu_layers))
+            found += [
+                ReluLayer(
+                    subject=file.name, layer=node.name, elements=prod(node.shape), relu_count=kept.get(node.name, 0)
+                )
+                for node in fullest.relu_layers
+            ]
+        return tuple(found)
 
-        A layer that kept nothing has no node in the linearized graph and counts 0 there.
-        """
-        basis = self.graphs.get("full", self.graphs["linearized"])
-        kept = {node.name: node.relu_count for node in self.graphs["linearized"].relu_layers}
-        return tuple(
-            ReluLayer(
-                layer=node.name,
-                elements=prod(node.shape),
-                full=node.relu_count if "full" in self.graphs else prod(node.shape),
-                linearized=kept.get(node.name, 0),
-            )
-            for node in basis.relu_layers
+    def fingerprint(self, schedule: Schedule, environment: Environment) -> str:
+        """SHA-256, hexadecimal, of all that a figure depends on: files, images, schedule, code and environment."""
+        document = {
+            "subjects": [
+                {
+                    "name": file.name,
+                    "kinds": [self.model(file), file.mask, file.weights, file.images_kind, file.accuracy_images],
+                    "file": hashlib.sha256(file.path.read_bytes()).hexdigest(),
+                    "images": [file.images.shape, hashlib.sha256(file.images.tobytes()).hexdigest()],
+                    "labels": None if file.labels is None else hashlib.sha256(file.labels.tobytes()).hexdigest(),
+                }
+                for file in self.files
+            ],
+            "schedule": schedule.model_dump(mode="json"),
+            "environment": environment.model_dump(mode="json", exclude={"commit"}),
+            "code": code_sha256(),
+        }
+        return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
+
+    def _describe(self, file: SubjectFile, threads: int) -> Subject:
+        graph = self.graphs[file.name]
+        alike = (self.graphs[other.name] for other in self.files if self.model(other) == self.model(file))
+        right = None
+        if file.labels is not None:
+            right = accuracy(reference_logits(file.path, file.images, threads), file.labels)
+        return Subject(
+            name=file.name,
+            model=self.model(file),
+            dataset=str(graph.metadata.get("dataset") or "unknown"),
+            relu_total=max(max(_whole(g.metadata.get("relu_total"), 0), g.relu_count) for g in alike),
+            relu_budget=_whole(graph.metadata.get("relu_budget"), graph.relu_count)
+            if file.mask != "all"
+            else graph.relu_count,
+            relu_count=graph.relu_count,
+            mask=file.mask,
+            weights=file.weights,
+            images=file.images_kind,
+            test_accuracy=right,
+            test_images=0 if right is None else len(file.images),
         )
 
 
-def load_subjects(full: Path | None, linearized: Path) -> Subjects:
-    """Reads both graphs and checks that one can stand for the other.
+def load_subjects(files: Sequence[SubjectFile]) -> Subjects:
+    """Reads the graphs and checks that images, labels and networks fit one another.
 
     Raises:
         GraphError: a file is damaged or outside the operator set.
-        MeasureError: the graphs do not take the same images or give the same classes.
+        MeasureError: there is no subject, a name stands twice, images or labels do not fit, or subjects of one model
+            do not take the same images or give the same classes.
     """
-    files: dict[GraphName, Path] = {} if full is None else {"full": full}
-    files["linearized"] = linearized
-    graphs: dict[GraphName, Graph] = {name: load_onnx(path) for name, path in files.items()}
-    ends = {name: (graph.input_shape, graph.output_shape) for name, graph in graphs.items()}
-    if len(set(ends.values())) > 1:
+    if not files:
+        raise MeasureError("subjects must hold at least one network")
+    twice = [name for name, times in Counter(file.name for file in files).items() if times > 1]
+    if twice:
+        raise MeasureError(f"subjects must have names of their own, got {twice[0]!r} twice")
+    subjects = Subjects(files=tuple(files), graphs={file.name: load_onnx(file.path) for file in files})
+    ends: dict[str, tuple[SubjectFile, object]] = {}
+    for file in files:
+        graph = subjects.graphs[file.name]
+        _check_images(file, graph)
+        end = (graph.input_shape, graph.output_shape)
+        first, expected = ends.setdefault(subjects.model(file), (file, end))
+        if end != expected:
+            raise MeasureError(
+                f"{first.path} and {file.path} must be of one network, got (input, output) shapes {expected} and {end};"
+                " export both from one run"
+            )
+    return subjects
+
+
+def _check_images(file: SubjectFile, graph: Graph) -> None:
+    images, expected = file.images, graph.input_shape
+    if images.ndim != 1 + len(expected) or images.shape[1:] != expected or not len(images):
         raise MeasureError(
-            f"{full} and {linearized} must be of one network, got (input, output) shapes {ends['full']} and"
-            f" {ends['linearized']}; export both from one run"
+            f"images of {file.name} must have shape [N, {', '.join(map(str, expected))}], got {list(images.shape)}"
         )
-    return Subjects(files=files, graphs=graphs)
-
-
-def fingerprint(
-    subjects: Subjects,
-    images: Images,
-    labels: Labels | None,
-    settings: Mapping[str, int],
-    environment: Environment,
-) -> str:
-    """SHA-256, hexadecimal, of everything that a figure depends on: files, images, labels, settings, environment."""
-    document = {
-        "files": {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in subjects.files.items()},
-        "images": [images.shape, hashlib.sha256(images.tobytes()).hexdigest()],
-        "labels": None if labels is None else hashlib.sha256(labels.tobytes()).hexdigest(),
-        "settings": dict(settings),
-        "environment": environment.model_dump(mode="json"),
-    }
-    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
+    if images.dtype != np.float32:
+        raise MeasureError(f"images of {file.name} must be float32, got {images.dtype}; normalise them first")
+    if file.labels is not None and file.labels.shape != (len(images),):
+        raise MeasureError(
+            f"labels of {file.name} must have shape [{len(images)}], one an image, got {list(file.labels.shape)}"
+        )
 
 
 def _whole(value: object, default: int) -> int:

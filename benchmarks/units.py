@@ -22,6 +22,13 @@ def seconds(value: float) -> str:
     return f"{significant(value * 1e6)}{_THIN}µs"
 
 
+def seconds_range(middle: float, low: float, high: float) -> str:
+    """``49.6 ms (48.9-51.2)``: all three in the unit that suits the first."""
+    scale, unit = next(((scale, unit) for scale, unit in ((1.0, "s"), (1e-3, "ms")) if middle >= scale), (1e-6, "µs"))
+    ends = "-".join(significant(value / scale) for value in (low, high))
+    return f"{significant(middle / scale)}{_THIN}{unit} ({ends})"
+
+
 def bytes_(value: int) -> str:
     """Bytes with a decimal prefix (kB = 1,000 B)."""
     for scale, unit in ((10**9, "GB"), (10**6, "MB"), (10**3, "kB")):
@@ -53,3 +60,9 @@ def significant(value: float, digits: int = 3) -> str:
     if exponent < -4:
         return f"{value:.{digits - 1}e}"
     return f"{value:,.{max(digits - 1 - exponent, 0)}f}"
+
+
+def amount(value: float, unit: str) -> str:
+    """A cost that may be below zero, as the intercept of a fit is; ``unit`` is ``s`` or ``bytes``."""
+    text = seconds(abs(value)) if unit == "s" else bytes_(round(abs(value)))
+    return f"−{text}" if value < 0 else text

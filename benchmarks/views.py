@@ -9,37 +9,30 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from benchmarks import units
-from benchmarks.schema import PHASES, GraphName, LayerRow, Phase, Results, Row
+from benchmarks.labels import extremes, headline_subject, subject_label
+from benchmarks.layer_views import KIND_NAMES, RELU, LayerTable, layer_tables, sums_by_kind
+from benchmarks.schema import PHASES, Phase, Results, Subject
+from benchmarks.summary import LayerPhaseCost, PhaseCost, measured_subjects, phase_cost
 
 PLAINTEXT = "plaintext"
-GRAPH_LABELS: dict[GraphName, str] = {"full": "all ReLUs", "linearized": "linearized"}
 ROLE_NAMES = ("client", "server", "dealer")
-RELU = "ReLU"
-KINDS: dict[str, str] = {
-    "relu": RELU,
-    "conv": "linear layers",
-    "linear": "linear layers",
-    "affine": "linear layers",
-    "max_pool": "max pooling",
-}
-OTHER_KIND = "everything else"
-KIND_NAMES = (RELU, "linear layers", "max pooling", OTHER_KIND)
 BYTE_SOURCES = {
     "tcp_info": "bytes counted by the operating system at each socket",
     "communicator": "bytes as the framework's own communicator estimates them",
+    "channel": "bytes as handed to the sockets, framing included",
 }
 
 
-def _latency(row: Row) -> float:
-    return row.latency_s.median
+def _latency(cost: PhaseCost) -> float:
+    return cost.latency_s.median
 
 
-def _sent(row: Row | LayerRow) -> float:
-    return float(row.sent_bytes.total)
+def _sent(cost: PhaseCost | LayerPhaseCost) -> float:
+    return float(cost.sent_bytes.total)
 
 
-def _layer_seconds(row: LayerRow) -> float:
-    return row.seconds
+def _layer_seconds(cost: LayerPhaseCost) -> float:
+    return cost.seconds
 
 
 def _byte_text(value: float) -> str:
@@ -47,7 +40,7 @@ def _byte_text(value: float) -> str:
 
 
 Text = Callable[[float], str]
-MEASURES: tuple[tuple[str, Callable[[Row], float], Callable[[LayerRow], float], Text], ...] = (
+MEASURES: tuple[tuple[str, Callable[[PhaseCost], float], Callable[[LayerPhaseCost], float], Text], ...] = (
     ("latency", _latency, _layer_seconds, units.seconds),
     ("traffic", _sent, _sent, _byte_text),
 )
@@ -105,62 +98,55 @@ class BackendView:
     note: str
     sends: bool
     charts: tuple[Chart, ...]
-    rows: tuple[Row, ...]
+    costs: tuple[PhaseCost, ...]
     kinds: tuple[Chart, ...]
     bound: str
     layers: tuple[LayerTable, ...]
 
 
-@dataclass(frozen=True, kw_only=True)
-class LayerTable:
-    """The layers of one network in one phase, in the order of execution, and the time of the slowest."""
-
-    title: str
-    rows: tuple[LayerRow, ...]
-    slowest_s: float
-
-
 def tiles(results: Results) -> tuple[Tile, ...]:
-    """ReLUs, accuracy, then latency and bytes of each secure backend."""
-    model, accuracy = results.model, results.accuracy
+    """ReLUs, accuracy, then latency and bytes of each secure backend: all ReLUs against the fewest."""
+    full, smallest = extremes(results)
+    removed = f"{units.percent(1 - smallest.relu_count / smallest.relu_total)} removed" if smallest.relu_total else None
     found = [
         Tile(
             title="ReLUs",
-            before=units.count(model.relu_total),
-            after=units.count(model.relu_count),
-            change=f"{units.percent(1 - model.relu_count / model.relu_total)} removed" if model.relu_total else None,
+            before=units.count(smallest.relu_total),
+            after=units.count(smallest.relu_count),
+            change=removed,
         )
     ]
-    if accuracy.linearized_test is not None:
+    trained = headline_subject(results)
+    if trained.test_accuracy is not None:
+        before = next((s for s in results.subjects if s.model == trained.model and s.mask == "all"), None)
+        known = None if before is None or before.name == trained.name else before.test_accuracy
         change = None
-        if accuracy.baseline_test is not None:
-            change = f"{100 * (accuracy.linearized_test - accuracy.baseline_test):+.2f} points".replace("-", "−")
+        if known is not None:
+            change = f"{100 * (trained.test_accuracy - known):+.2f} points".replace("-", "−")
         found.append(
             Tile(
                 title="Test accuracy",
-                before=None if accuracy.baseline_test is None else units.percent(accuracy.baseline_test),
-                after=units.percent(accuracy.linearized_test),
+                before=None if known is None else units.percent(known),
+                after=units.percent(trained.test_accuracy),
                 change=change,
-                note=f"on {units.count(accuracy.test_images)} images",
+                note=f"on {units.count(trained.test_images)} images",
             )
         )
     for backend in secure_backends(results):
-        online: dict[GraphName, Row] = {
-            graph: row for graph in results.graphs if (row := results.row(backend, graph, "online")) is not None
-        }
-        if "linearized" in online:
-            after, before = online["linearized"], online.get("full")
-            for title, measure, layer_measure, text in MEASURES:
-                part = _relu_part(results, backend, layer_measure, text)
-                found.append(
-                    Tile(
-                        title=f"Online {title}",
-                        before=None if before is None else text(measure(before)),
-                        after=text(measure(after)),
-                        change=None if before is None else units.change(measure(before), measure(after)),
-                        note=f"{backend}, one image{part}",
-                    )
+        after = phase_cost(results, backend, smallest.name, "online")
+        before_cost = None if full is None else phase_cost(results, backend, full.name, "online")
+        if after is None:
+            continue
+        for title, measure, layer_measure, text in MEASURES:
+            found.append(
+                Tile(
+                    title=f"Online {title}",
+                    before=None if before_cost is None else text(measure(before_cost)),
+                    after=text(measure(after)),
+                    change=None if before_cost is None else units.change(measure(before_cost), measure(after)),
+                    note=f"{backend}, one image{_relu_part(results, backend, (full, smallest), layer_measure, text)}",
                 )
+            )
     return tuple(found)
 
 
@@ -176,99 +162,93 @@ def secure_backends(results: Results) -> tuple[str, ...]:
     return tuple(name for name in results.backends if name != PLAINTEXT)
 
 
-def kind_of(op: str) -> str:
-    """The kind of layer that an operator belongs to; one of ``KIND_NAMES``."""
-    return KINDS.get(op, OTHER_KIND)
-
-
 def _backend_view(results: Results, name: str) -> BackendView:
-    found = (results.row(name, graph, phase) for phase in PHASES for graph in results.graphs)
-    rows = tuple(row for row in found if row is not None and (row.latency_s.max or row.sent_bytes.total))
+    subjects = measured_subjects(results, name)
+    found = (phase_cost(results, name, subject.name, phase) for phase in PHASES for subject in subjects)
+    costs = tuple(cost for cost in found if cost is not None and (cost.latency_s.max or cost.sent_bytes.total))
     phases: tuple[Phase, ...] = ("online", "offline")
-    charts = [chart for phase in phases if (chart := _latency_chart(rows, phase)) is not None]
-    charts += [chart for phase in phases if (chart := _bytes_chart(rows, phase)) is not None]
-    sources = {BYTE_SOURCES.get(row.byte_source, row.byte_source) for row in rows if row.byte_source}
+    charts = [chart for phase in phases if (chart := _latency_chart(results, costs, phase)) is not None]
+    charts += [chart for phase in phases if (chart := _bytes_chart(results, costs, phase)) is not None]
+    sources = {BYTE_SOURCES.get(cost.byte_source, cost.byte_source) for cost in costs if cost.byte_source}
     return BackendView(
         name=name,
         note="; ".join(sorted(sources)),
-        sends=any(row.sent_bytes.total for row in rows),
+        sends=any(cost.sent_bytes.total for cost in costs),
         charts=tuple(charts),
-        rows=rows,
+        costs=costs,
         kinds=_kind_charts(results, name),
         bound=_bound(results, name),
-        layers=tuple(
-            LayerTable(title=f"{phase}, {GRAPH_LABELS[graph]}", rows=layers, slowest_s=max(r.seconds for r in layers))
-            for graph in reversed(results.graphs)
-            for phase in phases
-            if (layers := results.layer_rows(name, graph, phase))
-        ),
+        layers=layer_tables(results, name),
     )
 
 
-def _latency_chart(rows: Sequence[Row], phase: Phase) -> Chart | None:
-    chosen = [row for row in rows if row.phase == phase]
-    longest = max((row.latency_s.median for row in chosen), default=0.0)
+def _latency_chart(results: Results, costs: Sequence[PhaseCost], phase: Phase) -> Chart | None:
+    chosen = [cost for cost in costs if cost.phase == phase]
+    longest = max((cost.latency_s.median for cost in chosen), default=0.0)
     if longest == 0:
         return None
     bars = tuple(
         Bar(
-            label=GRAPH_LABELS[row.graph],
-            segments=(Segment(kind=row.graph, width=100 * row.latency_s.median / longest, label=phase),),
-            value=units.seconds(row.latency_s.median),
-            note=f"{units.seconds(row.latency_s.min)} to {units.seconds(row.latency_s.max)}"
-            f" in {row.latency_s.runs} runs",
+            label=subject_label(cost.subject),
+            segments=(Segment(kind=_shade(cost.subject), width=100 * cost.latency_s.median / longest, label=phase),),
+            value=units.seconds(cost.latency_s.median),
+            note=f"{units.seconds(cost.latency_s.min)} to {units.seconds(cost.latency_s.max)}"
+            f" in {cost.latency_s.runs} runs",
         )
-        for row in chosen
+        for cost in chosen
     )
-    return Chart(title=f"{phase.capitalize()} latency", bars=bars, change=_change(chosen, _latency))
+    return Chart(title=f"{phase.capitalize()} latency", bars=bars, change=_change(results, chosen, _latency))
 
 
-def _bytes_chart(rows: Sequence[Row], phase: Phase) -> Chart | None:
-    chosen = [row for row in rows if row.phase == phase]
-    most = max((row.sent_bytes.total for row in chosen), default=0)
+def _bytes_chart(results: Results, costs: Sequence[PhaseCost], phase: Phase) -> Chart | None:
+    chosen = [cost for cost in costs if cost.phase == phase]
+    most = max((cost.sent_bytes.total for cost in chosen), default=0)
     if most == 0:
         return None
     bars = tuple(
         Bar(
-            label=GRAPH_LABELS[row.graph],
+            label=subject_label(cost.subject),
             segments=_segments(
-                ((role, role, getattr(row.sent_bytes, role)) for role in ROLE_NAMES),
+                ((role, role, getattr(cost.sent_bytes, role)) for role in ROLE_NAMES),
                 most,
                 _byte_text,
             ),
-            value=units.bytes_(row.sent_bytes.total),
-            note=f"{units.count(row.rounds)} rounds",
+            value=units.bytes_(cost.sent_bytes.total),
+            note=f"{units.count(cost.rounds)} rounds",
         )
-        for row in chosen
+        for cost in chosen
     )
-    senders = [role for role in ROLE_NAMES if any(getattr(row.sent_bytes, role) for row in chosen)]
+    senders = [role for role in ROLE_NAMES if any(getattr(cost.sent_bytes, role) for cost in chosen)]
     legend = tuple((role, f"sent by {role}") for role in senders)
-    return Chart(title=f"{phase.capitalize()} traffic", bars=bars, legend=legend, change=_change(chosen, _sent))
+    return Chart(
+        title=f"{phase.capitalize()} traffic", bars=bars, legend=legend, change=_change(results, chosen, _sent)
+    )
 
 
 def _kind_charts(results: Results, name: str) -> tuple[Chart, ...]:
     charts = []
+    full, smallest = extremes(results)
     for title, _, measure, text in MEASURES:
-        sums = _sums_by_kind(results, name, measure)
-        totals = {graph: sum(kinds.values()) for graph, kinds in sums.items()}
+        sums = sums_by_kind(results, name, measure)
+        totals = {subject: sum(kinds.values()) for subject, kinds in sums.items()}
         most = max(totals.values(), default=0.0)
         if most == 0:
             continue
         bars = tuple(
             Bar(
-                label=GRAPH_LABELS[graph],
+                label=subject_label(results.subject(subject)),
                 segments=_segments(((f"kind{i}", kind, kinds[kind]) for i, kind in enumerate(KIND_NAMES)), most, text),
-                value=text(totals[graph]),
-                note=f"{RELU} {text(kinds[RELU])}, {units.percent(kinds[RELU] / (totals[graph] or 1), 0)}",
+                value=text(totals[subject]),
+                note=f"{RELU} {text(kinds[RELU])}, {units.percent(kinds[RELU] / (totals[subject] or 1), 0)}",
             )
-            for graph, kinds in sums.items()
+            for subject, kinds in sums.items()
         )
         legend = tuple(
             (f"kind{i}", kind) for i, kind in enumerate(KIND_NAMES) if any(kinds[kind] for kinds in sums.values())
         )
         change = None
-        if len(sums) == len(GRAPH_LABELS):
-            change = units.change(sums["full"][RELU], sums["linearized"][RELU])
+        if full is not None and full.name in sums and smallest.name in sums:
+            change = units.change(sums[full.name][RELU], sums[smallest.name][RELU])
         charts.append(
             Chart(
                 title=f"Online {title} by layer",
@@ -281,9 +261,10 @@ def _kind_charts(results: Results, name: str) -> tuple[Chart, ...]:
 
 
 def _bound(results: Results, name: str) -> str:
+    full = next((subject.name for subject in results.subjects if subject.mask == "all"), "")
     shares = []
     for title, _, measure, _ in MEASURES:
-        kinds = _sums_by_kind(results, name, measure).get("full", {})
+        kinds = sums_by_kind(results, name, measure).get(full, {})
         total = sum(kinds.values())
         if total:
             shares.append(f"{units.percent(kinds[RELU] / total, 0)} of its online {title}")
@@ -292,19 +273,15 @@ def _bound(results: Results, name: str) -> str:
     return f"With all ReLUs, they are {' and '.join(shares)}; removing some can save no more than that."
 
 
-def _sums_by_kind(
-    results: Results, name: str, measure: Callable[[LayerRow], float]
-) -> dict[GraphName, dict[str, float]]:
-    sums: dict[GraphName, dict[str, float]] = {}
-    for graph in results.graphs:
-        for row in results.layer_rows(name, graph, "online"):
-            kinds = sums.setdefault(graph, dict.fromkeys(KIND_NAMES, 0.0))
-            kinds[kind_of(row.op)] += measure(row)
-    return sums
-
-
-def _relu_part(results: Results, name: str, measure: Callable[[LayerRow], float], text: Text) -> str:
-    parts = [text(kinds[RELU]) for kinds in _sums_by_kind(results, name, measure).values()]
+def _relu_part(
+    results: Results,
+    name: str,
+    subjects: Iterable[Subject | None],
+    measure: Callable[[LayerPhaseCost], float],
+    text: Text,
+) -> str:
+    sums = sums_by_kind(results, name, measure)
+    parts = [text(sums[s.name][RELU]) for s in subjects if s is not None and s.name in sums]
     return f"; ReLUs alone {' → '.join(parts)}" if parts else ""
 
 
@@ -316,8 +293,13 @@ def _segments(parts: Iterable[tuple[str, str, float]], most: float, text: Text) 
     )
 
 
-def _change(rows: Sequence[Row], measure: Callable[[Row], float]) -> str | None:
-    values = {row.graph: measure(row) for row in rows}
-    if set(values) != {"full", "linearized"}:
+def _shade(subject: Subject) -> str:
+    return "full" if subject.mask == "all" else "linearized"
+
+
+def _change(results: Results, costs: Sequence[PhaseCost], measure: Callable[[PhaseCost], float]) -> str | None:
+    full, smallest = extremes(results)
+    values = {cost.subject.name: measure(cost) for cost in costs}
+    if full is None or full.name not in values or smallest.name not in values:
         return None
-    return units.change(values["full"], values["linearized"])
+    return units.change(values[full.name], values[smallest.name])

@@ -31,6 +31,7 @@ from pi_runtime.onnx_graph import load_onnx, read_onnx
 if TYPE_CHECKING:
     import numpy.typing as npt
 
+    from benchmarks.subjects import SubjectFile
     from linearize.config import RunConfig
     from linearize.data import Dataset
 
@@ -101,7 +102,7 @@ def export_run(run_dir: Path) -> dict[str, Any]:
     for checkpoint in checkpoints:
         if not checkpoint.exists():
             raise ConfigError(f"there is no {checkpoint}; make it with `pi-pipeline linearize --run-dir {run_dir}`")
-    train = _dataset(run_dir).train.images[:CALIBRATION_IMAGES].numpy()
+    train = run_dataset(run_dir).train.images[:CALIBRATION_IMAGES].numpy()
     written: dict[str, Any] = {}
     for checkpoint, output in checkpoints.items():
         written = export_checkpoint(checkpoint, output, calibration=train, companions=output.name == MODEL)
@@ -148,7 +149,55 @@ def export_checkpoint(
 
 
 def bench_run(run_dir: Path, *, backends: Sequence[str], images: int, runs: int, threads: int) -> dict[str, Any]:
-    """Measures the full and the linearized network of a run: ``results.json``."""
+    """Measures the full and the linearized network of a run, taking turns run by run: ``results.json``.
+
+    images: test images for the secure accuracy; of the full network, which is there to be compared with, a fifth.
+    """
+    from benchmarks.subjects import SubjectFile
+
+    test = run_dataset(run_dir).test
+    seen = normalise(test.images.numpy(), load_onnx(run_dir / MODEL))
+    common: dict[str, Any] = {"images": seen, "labels": test.labels.numpy(), "weights": "trained"}
+    subjects = [
+        SubjectFile(name="full", path=run_dir / FULL, mask="all", accuracy_images=max(1, images // 5), **common),
+        SubjectFile(name="linearized", path=run_dir / MODEL, mask="trained", accuracy_images=images, **common),
+    ]
+    measured = measure(
+        subjects,
+        run_dir / "results.json",
+        backends=backends,
+        runs=runs,
+        threads=threads,
+        sweeps=1,
+        subjects_at_once=len(subjects),
+    )
+    full, linearized = measured["subjects"]
+    return {
+        "run_dir": str(run_dir),
+        "model": linearized["model"],
+        "dataset": linearized["dataset"],
+        "relu_total": linearized["relu_total"],
+        "relu_budget": linearized["relu_budget"],
+        "relu_count": linearized["relu_count"],
+        "baseline_test": full["test_accuracy"],
+        "linearized_test": linearized["test_accuracy"],
+    } | measured
+
+
+def measure(
+    subjects: Sequence[SubjectFile],
+    results_path: Path,
+    *,
+    backends: Sequence[str],
+    runs: int,
+    threads: int,
+    sweeps: int,
+    subjects_at_once: int,
+) -> dict[str, Any]:
+    """Measures ``subjects`` on each backend, prints the tables and returns the headline figures.
+
+    Arguments as of :class:`benchmarks.harness.BenchSettings`; what an earlier call finished is not measured again.
+    """
     from benchmarks.harness import BenchSettings, run_bench
     from benchmarks.headline import headline
     from benchmarks.report import print_tables
@@ -157,33 +206,28 @@ def bench_run(run_dir: Path, *, backends: Sequence[str], images: int, runs: int,
     def opener(name: str) -> Backend:
         return open_backend(name, threads=threads)
 
-    test = _dataset(run_dir).test
-    model = run_dir / MODEL
     with _progress() as progress:
         results = run_bench(
-            full=run_dir / FULL,
-            linearized=model,
-            images=normalise(test.images.numpy(), load_onnx(model)),
-            labels=test.labels.numpy(),
+            subjects=subjects,
             backends=backends,
-            results_path=run_dir / "results.json",
-            settings=BenchSettings(runs=runs, accuracy_images=images, threads=threads),
+            results_path=results_path,
+            settings=BenchSettings(runs=runs, threads=threads, sweeps=sweeps, subjects_at_once=subjects_at_once),
             opener=opener,
             progress=progress,
             command=shlex.join(["pi-pipeline", *sys.argv[1:]]),
         )
     print_tables(results)
-    return {"run_dir": str(run_dir), "results": str(run_dir / "results.json")} | headline(results)
+    return {"results": str(results_path)} | headline(results)
 
 
-def report_run(run_dir: Path) -> dict[str, Any]:
-    """Writes the report of a run: ``report.html``."""
+def report_run(place: Path) -> dict[str, Any]:
+    """Writes the report of a run directory or of a results file, beside its results."""
     from benchmarks.report import write_report
 
-    return {"report": str(write_report(run_dir))}
+    return {"report": str(write_report(place))}
 
 
-def _dataset(run_dir: Path) -> Dataset:
+def run_dataset(run_dir: Path) -> Dataset:
     """The images that the run was configured with."""
     from linearize.config import load_config
     from linearize.data import load_dataset
@@ -197,7 +241,7 @@ def _public_facts(facts: dict[str, Any]) -> dict[str, Any]:
     """What the client may know of a checkpoint; nothing that depends on the weights but its accuracy."""
     known = ("network", "width", "dataset", "class_names", "mean", "std", "relu_budget")
     name = f"{facts['network']} of width {facts['width']}"
-    return {"name": name} | {key: facts[key] for key in known if facts.get(key) is not None}
+    return {"name": name, "weights": "trained"} | {key: facts[key] for key in known if facts.get(key) is not None}
 
 
 @contextmanager

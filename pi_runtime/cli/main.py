@@ -13,11 +13,11 @@ from typing import Any
 
 import click
 
+from pi_runtime.cli.bench import add_bench_verb, bench_options, take_bench_options
 from pi_runtime.cli.estimate import add_estimate_verb
 from pi_runtime.cli.options import GroupedCommand, config_options, read_config
 from pi_runtime.cli.roles import access_options, add_preset_verbs, dealer_option, server_option, take_access
 
-BACKENDS = "plaintext,crypten,preset"
 INTERRUPTED = 130  # what shells use for an end by Ctrl-C
 
 _run_dir = click.option(
@@ -25,27 +25,6 @@ _run_dir = click.option(
     type=click.Path(path_type=Path),
     help="directory of the run  [runs/<dataset>-<network>-<budget>-seed<n>]",
 )
-_existing_run = click.option(
-    "--run-dir",
-    type=click.Path(path_type=Path),
-    required=True,
-    help="directory of a run, as `run` or `linearize` made it",
-)
-
-
-def bench_options(command: Any) -> Any:
-    """What every verb that measures takes."""
-    options = (
-        click.option(
-            "--backends", default=BACKENDS, show_default=True, help="backends to measure, separated by commas"
-        ),
-        click.option("--images", default=50, show_default=True, help="test images for the secure accuracy"),
-        click.option("--runs", default=3, show_default=True, help="timed inferences of one image, after a warm-up"),
-        click.option("--party-threads", default=1, show_default=True, help="CPU threads of each party"),
-    )
-    for option in reversed(options):
-        command = option(command)
-    return command
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -67,7 +46,7 @@ def run(run_dir: Path | None, **options: Any) -> None:
     """Train, linearize, export, measure and report; goes on where it stopped."""
     from pi_runtime import pipeline
 
-    measured = _take_bench_options(options)
+    measured = take_bench_options(options)
     config = read_config(options)
     answer(pipeline.run(config, run_dir or pipeline.default_run_dir(config), **measured))
 
@@ -157,24 +136,21 @@ def infer(
 
 
 @cli.command()
-@_existing_run
-@bench_options
-def bench(run_dir: Path, **options: Any) -> None:
-    """Measure the full and the linearized network of a run on each backend."""
+@click.argument("place", metavar="[PATH]", required=False, type=click.Path(path_type=Path))
+@click.option("--run-dir", type=click.Path(path_type=Path), help="directory of a run")
+def report(place: Path | None, run_dir: Path | None) -> None:
+    """Write report.html beside the results in PATH: a directory with a results.json, or such a file."""
     from pi_runtime import pipeline
 
-    answer(pipeline.bench_run(run_dir, **_take_bench_options(options)))
+    if place is not None and run_dir is not None:
+        raise click.UsageError("give either a PATH or --run-dir")
+    chosen = place or run_dir
+    if chosen is None:
+        raise click.UsageError("give a PATH, or --run-dir")
+    answer(pipeline.report_run(chosen))
 
 
-@cli.command()
-@_existing_run
-def report(run_dir: Path) -> None:
-    """Write report.html from the results of a run."""
-    from pi_runtime import pipeline
-
-    answer(pipeline.report_run(run_dir))
-
-
+add_bench_verb(cli)
 add_preset_verbs(cli)
 add_estimate_verb(cli)
 
@@ -182,26 +158,6 @@ add_estimate_verb(cli)
 def answer(document: dict[str, Any]) -> None:
     """Prints the one JSON line that a verb ends with."""
     click.echo(json.dumps(document))
-
-
-def _take_bench_options(options: dict[str, Any]) -> dict[str, Any]:
-    from pi_runtime.backends import check_backend
-
-    names = [name.strip() for name in options.pop("backends").split(",") if name.strip()]
-    if not names:
-        raise click.UsageError("--backends names no backend")
-    for name in names:
-        check_backend(name)  # now, not after the training
-    counts = {name: options.pop(name) for name in ("images", "runs", "party_threads")}
-    for name, count in counts.items():
-        if count < 1:
-            raise click.UsageError(f"--{name.replace('_', '-')} must be at least 1, got {count}")
-    return {
-        "backends": names,
-        "images": counts["images"],
-        "runs": counts["runs"],
-        "threads": counts["party_threads"],
-    }
 
 
 def main() -> None:

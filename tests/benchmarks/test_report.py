@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
+from benchmarks.cost_figures import cost_charts
 from benchmarks.errors import ResultsError
 from benchmarks.report import write_report
 from benchmarks.schema import Results
+from benchmarks.summary import layer_costs
 from benchmarks.tables import print_tables
 
 VOID = {"meta", "link", "br", "hr", "img", "input"}
@@ -82,7 +85,7 @@ def test_report_shows_each_layer_once(run_dir: Path, results: Results) -> None:
 
 
 def test_report_bounds_the_saving_by_the_share_of_relus(run_dir: Path, results: Results) -> None:
-    online = results.layer_rows("crypten", "full", "online")
+    online = layer_costs(results, "crypten", "full", "online")
     sent = sum(row.sent_bytes.total for row in online)
     relus = sum(row.sent_bytes.total for row in online if row.op == "relu")
     text = read(write_report(run_dir)).text
@@ -141,10 +144,11 @@ def test_a_torn_line_of_the_log_is_left_out(run_dir: Path, line: str) -> None:
 
 def test_hostile_names_stay_text(run_dir: Path) -> None:
     document = json.loads((run_dir / "results.json").read_text(encoding="utf-8"))
-    document["model"] |= {"name": HOSTILE, "dataset": HOSTILE}
+    for subject in document["subjects"]:
+        subject |= {"model": HOSTILE, "dataset": HOSTILE}
     document["command"] = HOSTILE
     document["environment"] |= {"cpu": HOSTILE, "packages": {HOSTILE: HOSTILE}}
-    for row in document["rows"] + document["layers"] + document["accuracy"]["secure"]:
+    for row in document["rows"] + document["layers"] + document["secure"]:
         row["backend"] = row["backend"].replace("crypten", HOSTILE)
     for row in document["layers"]:
         row["layer"], row["op"] = row["layer"] + HOSTILE, HOSTILE
@@ -159,9 +163,9 @@ def test_hostile_names_stay_text(run_dir: Path) -> None:
 
 def test_a_network_measured_alone_has_a_report(run_dir: Path, results: Results) -> None:
     document = json.loads(results.to_json())
-    document["rows"] = [row for row in document["rows"] if row["graph"] == "linearized"]
-    document["layers"] = [row for row in document["layers"] if row["graph"] == "linearized"]
-    document["accuracy"] |= {"baseline_test": None, "linearized_test": None, "secure": []}
+    for key in ("rows", "layers", "secure", "relu_layers"):
+        document[key] = [entry for entry in document[key] if entry["subject"] == "linearized"]
+    document["subjects"] = [document["subjects"][1] | {"test_accuracy": None, "test_images": 0}]
     document["command"] = None
     (run_dir / "results.json").write_text(json.dumps(document), encoding="utf-8")
     text = read(write_report(run_dir)).text
@@ -172,7 +176,7 @@ def test_a_network_measured_alone_has_a_report(run_dir: Path, results: Results) 
 
 def test_disagreement_is_shown_first(run_dir: Path) -> None:
     document = json.loads((run_dir / "results.json").read_text(encoding="utf-8"))
-    document["accuracy"]["secure"][1]["agreement_with_plaintext"] = 0.42
+    document["secure"][1]["agreement_with_plaintext"] = 0.42
     (run_dir / "results.json").write_text(json.dumps(document), encoding="utf-8")
     page = read(write_report(run_dir))
     assert "crypten agrees with plaintext on only 42.0% of 100 images" in page.text
@@ -200,6 +204,50 @@ def test_terminal_tables_fit_80_columns_and_hold_the_figures(results: Results) -
     text = out.getvalue().replace("\u202f", " ")
     assert "…" not in text
     rows = [" ".join(line.split()) for line in text.splitlines()]
-    assert "crypten online linearized 2.27 s 9.81 MB 9.90 MB 0 B 634" in rows
-    assert "crypten all ReLUs 100 100.0 % 0.0123" in rows
+    assert "crypten linearized 2.27 s (2.16-2.39) 1.32 s (1.25-1.39) 100.0 %" in rows
+    assert "crypten linearized 9.81 MB 9.90 MB 634 0 B 40.0 kB 20.1 MB" in rows
+    assert "crypten linearized plaintext 1,322 2,090" in rows
+    assert "linearized trained trained test images 6,000 30,720 98.1 %" in rows
+    assert max(map(len, text.splitlines())) <= 80
+
+
+def test_a_sweep_shows_every_budget_its_mask_and_the_line_through_them(sweep_results: Results, tmp_path: Path) -> None:
+    sweep_results.save(tmp_path / "sweep.json")
+    path = write_report(tmp_path / "sweep.json")
+    assert path == tmp_path / "sweep.html"
+    page = read(path)
+    for text in (
+        "5 networks that keep from 200 to 30,720 ReLUs",
+        "6,000 6,000 30,720 random mask random weights noise no labels",
+        "all ReLUs 30,720 30,720 all ReLUs random weights noise no labels",
+        "its accuracy says nothing",
+        "online 15,000 15,000 70.0 ms",
+        "preset resnet18 of width 4 online 40.0 ms 2.00 ms 1.0000 5",
+        "preset resnet18 of width 4 online 20.0 kB 11.0 kB 1.0000 5",
+        "preset crypten 6,000 0.0421",
+    ):
+        assert text in page.text
+    labels = [attributes["aria-label"] for tag, attributes in page.tags if tag == "svg"]
+    (latency,) = [label for label in labels if label.startswith("preset: online latency")]
+    assert "200 ReLUs 40.4\u202fms; 1,000 ReLUs 42.0\u202fms" in latency
+
+
+def test_points_of_a_chart_lie_where_their_axes_say(sweep_results: Results) -> None:
+    (drawing,) = [chart.drawing for chart in cost_charts(sweep_results) if chart.title == "preset: online traffic"]
+    circles = [tuple(map(float, found)) for found in re.findall(r'cx="([\d.]+)" cy="([\d.]+)"', drawing)]
+    # Oracle: the bytes are linear in the count, so the points lie on a line.
+    (x0, y0), *between, (x1, y1) = circles
+    assert len(circles) == 5
+    assert all(abs(y0 + (x - x0) * (y1 - y0) / (x1 - x0) - y) < 0.2 for x, y in between)
+
+
+def test_tables_of_a_sweep_fit_80_columns_and_hold_ratios_and_lines(sweep_results: Results) -> None:
+    out = io.StringIO()
+    print_tables(sweep_results, Console(file=out, width=80))
+    text = out.getvalue().replace("\u202f", " ")
+    rows = [" ".join(line.split()) for line in text.splitlines()]
+    assert "6,000 random random noise 6,000 30,720" in rows
+    assert "preset 6,000 crypten 0.0421 0.0450" in rows
+    assert "preset online 40.0 ms 2.00 ms 1.0000" in rows
+    assert "…" not in text
     assert max(map(len, text.splitlines())) <= 80

@@ -19,18 +19,30 @@ def test_saved_results_load_as_they_were(results: Results, tmp_path: Path) -> No
     assert load_results(tmp_path / "results.json") == results
 
 
-def test_document_has_the_names_of_the_contract(results: Results) -> None:
+def test_document_has_the_names_that_others_read(results: Results) -> None:
     document = json.loads(results.to_json())
-    assert document["schema"] == 1
-    assert set(document["model"]) == {"name", "dataset", "relu_total", "relu_budget", "relu_count"}
-    assert {"baseline_test", "linearized_test", "secure"} <= set(document["accuracy"])
-    secure = {"backend", "graph", "images", "agreement_with_plaintext", "max_abs_logit_error"}
-    assert secure <= set(document["accuracy"]["secure"][0])
+    assert document["schema"] == 2
+    subject = {"name", "model", "dataset", "relu_total", "relu_budget", "relu_count", "mask", "weights", "images"}
+    assert subject | {"test_accuracy", "test_images"} == set(document["subjects"][0])
+    secure = {"backend", "subject", "images", "agreement_with_plaintext", "max_abs_logit_error"}
+    assert secure <= set(document["secure"][0])
     row = document["rows"][0]
-    assert {"backend", "graph", "relu_count", "network", "kind", "phase", "images", "rounds"} <= set(row)
-    assert set(row["latency_s"]) == {"median", "min", "max", "runs"}
+    assert {"backend", "subject", "network", "kind", "phase", "sweep", "images", "seconds", "rounds"} <= set(row)
+    assert {"backend", "subject", "network", "phase", "sweep", "layer", "seconds"} <= set(document["layers"][0])
     assert set(row["sent_bytes"]) == {"client", "server", "dealer"}
     assert document["environment"]
+
+
+def test_every_row_takes_a_line(results: Results) -> None:
+    lines = results.to_json().splitlines()
+    assert len([line for line in lines if '"phase": ' in line]) == len(results.rows) + len(results.layers)
+
+
+def test_the_published_results_can_be_read() -> None:
+    files = sorted((Path(__file__).parents[2] / "benchmarks" / "results").glob("*.json"))
+    assert files
+    for file in files:
+        assert load_results(file).rows
 
 
 def _set(*path: str | int, to: object) -> Callable[[Any], None]:
@@ -49,16 +61,26 @@ def _twice(document: Any) -> None:
 @pytest.mark.parametrize(
     ("damage", "names"),
     [
-        (_set("schema", to=2), "schema 2"),
+        (_set("schema", to=1), "must be a results document of schema 2, got schema 1; run `pi-pipeline bench` again"),
         (_set("rows", 0, "phase", to="warm-up"), "rows.0.phase"),
         (_set("rows", 0, "kind", to="guessed"), "rows.0.kind"),
         (_set("rows", 0, "sent_bytes", "client", to=-1), "rows.0.sent_bytes.client"),
-        (_set("rows", 0, "latency_s", "median", to="fast"), "rows.0.latency_s.median"),
-        (_set("rows", 0, "latency_s", "median", to=1e9), "min <= median <= max"),
+        (_set("rows", 0, "seconds", 0, to="fast"), "rows.0.seconds.0"),
+        (_set("rows", 0, "seconds", 0, to=-0.1), "rows.0.seconds.0"),
+        (_set("rows", 0, "seconds", to=[]), "rows.0.seconds"),
+        (
+            _set("rows", 0, "subject", to="unheard of"),
+            "rows has the subject 'unheard of', which subjects does not name",
+        ),
+        (_set("layers", 0, "subject", to="unheard of"), "layers has the subject 'unheard of'"),
+        (_set("secure", 0, "subject", to="unheard of"), "secure has the subject 'unheard of'"),
+        (_set("subjects", 0, "mask", to="lucky"), "subjects.0.mask"),
+        (_set("subjects", 0, "weights", to=None), "subjects.0.weights"),
+        (_set("subjects", to=[]), "subjects"),
         (_set("rows", 0, "unheard_of", to=1), "rows.0.unheard_of"),
-        (_set("accuracy", "secure", 0, "agreement_with_plaintext", to=1.5), "agreement_with_plaintext"),
-        (_set("accuracy", "secure", 0, "max_abs_logit_error", to=float("nan")), "max_abs_logit_error"),
-        (_set("model", to=None), "model"),
+        (_set("secure", 0, "agreement_with_plaintext", to=1.5), "agreement_with_plaintext"),
+        (_set("secure", 0, "max_abs_logit_error", to=float("nan")), "max_abs_logit_error"),
+        (_set("schedule", to=None), "schedule"),
         (_twice, "twice"),
     ],
 )

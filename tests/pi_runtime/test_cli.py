@@ -209,9 +209,9 @@ def test_run_and_its_steps_end_to_end(call, tmp_path):
     assert {"config.yaml", "full.onnx", "model.onnx", "model.public.json", "model.crypten.pt", "bcd.jsonl"} <= names
 
     results = json.loads((run_dir / "results.json").read_text())
-    assert results["schema"] == 1
-    assert results["model"]["relu_count"] == 700
-    assert {row["graph"] for row in results["rows"]} == {"full", "linearized"}
+    assert results["schema"] == 2
+    assert [subject["relu_count"] for subject in results["subjects"]] == [1920, 700]
+    assert {row["subject"] for row in results["rows"]} == {"full", "linearized"}
 
     before = (run_dir / "model.onnx").read_bytes()
     code, out, _ = call("run", *TINY, *bench, "--run-dir", run_dir)

@@ -1,0 +1,121 @@
+"""The verb ``bench``, and what every verb that measures takes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+BACKENDS = "plaintext,crypten,preset"
+_COUNT = click.IntRange(min=1)
+
+
+def bench_options(command: Any) -> Any:
+    """What every verb that measures takes; turn it into arguments with :func:`take_bench_options`."""
+    options = (
+        click.option(
+            "--backends", default=BACKENDS, show_default=True, help="backends to measure, separated by commas"
+        ),
+        click.option("--images", default=50, show_default=True, help="test images for the secure accuracy"),
+        click.option("--runs", default=3, show_default=True, help="timed inferences of one image, after a warm-up"),
+        click.option("--party-threads", default=1, show_default=True, help="CPU threads of each party"),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def take_bench_options(options: dict[str, Any]) -> dict[str, Any]:
+    """The options of :func:`bench_options`, checked now and not after a training; takes them out of ``options``.
+
+    Raises:
+        click.UsageError, ConfigError: a backend or a number cannot be used.
+    """
+    from pi_runtime.backends import check_backend
+
+    names = [name.strip() for name in options.pop("backends").split(",") if name.strip()]
+    if not names:
+        raise click.UsageError("--backends names no backend")
+    for name in names:
+        check_backend(name)
+    counts = {name: options.pop(name) for name in ("images", "runs", "party_threads")}
+    for name, count in counts.items():
+        if count < 1:
+            raise click.UsageError(f"--{name.replace('_', '-')} must be at least 1, got {count}")
+    return {
+        "backends": names,
+        "images": counts["images"],
+        "runs": counts["runs"],
+        "threads": counts["party_threads"],
+    }
+
+
+@click.command()
+@click.argument("models", metavar="[MODEL]...", nargs=-1)
+@click.option("--run-dir", type=click.Path(path_type=Path), help="directory of a run, as `run` or `linearize` made it")
+@click.option("--budgets", help="ReLU counts separated by commas; full: all, trained: the run's mask  [full,trained]")
+@bench_options
+@click.option("--sweeps", default=2, show_default=True, type=_COUNT, help="passes over all budgets; runs are divided")
+@click.option("--at-once", default=1, show_default=True, type=_COUNT, help="budgets whose backends are open together")
+@click.option("--data", type=click.Path(path_type=Path), help="folder of images for ONNX files  [noise]")
+@click.option("--image-size", default=32, show_default=True, help="of a built-in network, pixels")
+@click.option("--classes", default=10, show_default=True, help="of a built-in network")
+@click.option("--width", type=int, help="of a built-in network  [the paper's]")
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0), help="of masks, weights and noise")
+@click.option("--output", type=click.Path(path_type=Path), help="directory for results.json  [runs/bench-<models>]")
+def bench(
+    models: tuple[str, ...],
+    run_dir: Path | None,
+    budgets: str | None,
+    sweeps: int,
+    at_once: int,
+    data: Path | None,
+    image_size: int,
+    classes: int,
+    width: int | None,
+    seed: int,
+    output: Path | None,
+    **options: Any,
+) -> None:
+    """Measure networks at several ReLU budgets on each backend.
+
+    MODEL is an ONNX file, the directory of a run, or a built-in network with random weights (resnet18, wrn22). A budget
+    without a trained mask takes a random mask, and the results say so. With --run-dir alone: the full and the
+    linearized network of that run. The same command goes on where it stopped.
+    """
+    measured = take_bench_options(options)
+    if not models and run_dir is None:
+        raise click.UsageError("give a MODEL, or --run-dir")
+    if models and run_dir is not None:
+        raise click.UsageError("give either a MODEL or --run-dir; the directory of a run is a MODEL as well")
+    from pi_runtime import pipeline
+
+    if run_dir is not None and budgets is None:
+        if output is not None:
+            raise click.UsageError("--output goes with a MODEL or --budgets; a run keeps its results beside its models")
+        document = pipeline.bench_run(run_dir, **measured)
+    else:
+        from pi_runtime.budgets import parse_budgets
+        from pi_runtime.cli.bench_models import BuiltIn, default_output, subject_files
+
+        target = output or run_dir or default_output(models)
+        subjects = subject_files(
+            models or (str(run_dir),),
+            budgets=None if budgets is None else parse_budgets(budgets),
+            images=measured.pop("images"),
+            data=data,
+            built_in=BuiltIn(image_size=image_size, classes=classes, width=width),
+            seed=seed,
+            output=target,
+        )
+        document = pipeline.measure(
+            subjects, target / "results.json", sweeps=sweeps, subjects_at_once=at_once, **measured
+        )
+    click.echo(json.dumps(document))
+
+
+def add_bench_verb(group: click.Group) -> None:
+    """Adds ``bench`` to ``group``."""
+    group.add_command(bench)
