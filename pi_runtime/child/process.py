@@ -13,15 +13,17 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from pi_runtime import errors
 from pi_runtime.child.control import Array, Control
-from pi_runtime.errors import BackendError
+from pi_runtime.errors import BackendError, RemoteProtocolError
 
 # How long a dying process may take until its end is noticed, and one that was told to end until it is killed.
 _GRACE_S = 1.0
+_LAST_WORDS_BYTES = 2000
 
 
 class Answer(NamedTuple):
@@ -61,15 +63,22 @@ class Process:
         return self._popen.pid
 
     def death(self, wait_s: float = 0.0) -> str | None:
-        """One line on how the process ended, or None if it lives after ``wait_s`` seconds."""
+        """One line on how the process ended, with its last words; None if it lives after ``wait_s`` seconds."""
         try:
             code = self._popen.wait(wait_s)
         except subprocess.TimeoutExpired:
             return None
-        self._stderr.seek(0)
-        lines = self._stderr.read().decode(errors="replace").strip().splitlines()
         how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
-        return f"the {self.role} process {how}: {lines[-1] if lines else 'it left no message'}"
+        return f"the {self.role} process {how}: {self._last_words() or 'it left no message'}"
+
+    def _last_words(self) -> str:
+        """The end of what the process said on stderr, as one line of at most ``_LAST_WORDS_BYTES`` bytes."""
+        length = self._stderr.seek(0, os.SEEK_END)
+        start = self._stderr.seek(max(length - _LAST_WORDS_BYTES, 0))
+        text = self._stderr.read().decode(errors="replace")
+        if start:  # in the middle of a line
+            text = text.partition("\n")[2] or text
+        return " | ".join(line.strip() for line in text.splitlines() if line.strip())
 
     def close(self, wait_s: float) -> None:
         """Waits until the process is gone, whose control socket was closed; kills it after ``wait_s`` seconds."""
@@ -134,6 +143,22 @@ def ask(
     return answers
 
 
+@contextmanager
+def blaming_the_dead(processes: Mapping[str, Process]) -> Iterator[None]:
+    """Inside the block this process is itself a peer of ``processes``.
+
+    Raises:
+        BackendError: the block raised RemoteProtocolError, and one of them is dead: how it ended, its last words, and
+            what was seen of it here. Where all live, the block's own error goes on.
+    """
+    try:
+        yield
+    except RemoteProtocolError as error:
+        if death := _first_death(list(processes.values())):
+            raise BackendError(f"{death} ({error})") from error
+        raise
+
+
 class _PeerFailedError(Exception):
     """A process reports a failure that a dead peer may have caused."""
 
@@ -149,7 +174,12 @@ def _checked(answer: Answer) -> Answer:
 
 
 def _obituary(processes: Sequence[Process], *, fallback: str) -> str:
-    """Names the process that died by a signal, else one that died on its own, else ``fallback``."""
+    """How a process ended that may be to blame, else ``fallback``."""
+    return _first_death(processes) or fallback
+
+
+def _first_death(processes: Sequence[Process]) -> str | None:
+    """Names the process that died by a signal, else one that died on its own; None if all live."""
     deaths = [death for process in processes if (death := process.death(_GRACE_S / len(processes)))]
     deaths.sort(key=lambda death: "by signal" not in death)
-    return deaths[0] if deaths else fallback
+    return deaths[0] if deaths else None

@@ -27,7 +27,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pi_runtime.backend import Backend, Cost, LayerCost, RunCost
-from pi_runtime.child.process import Answer, Process, ask, close_all
+from pi_runtime.child.process import Answer, Process, ask, blaming_the_dead, close_all
 from pi_runtime.errors import ConfigError, LocalProtocolError
 from pi_runtime.net.certs import make_certificates
 from pi_runtime.net.messages import Identity
@@ -85,16 +85,26 @@ class PresetBackend(Backend):
         if batch < 1 or count < 1:
             raise ConfigError(f"batch and count must be >= 1, got {batch} and {count}")
         client = self._prepared()
-        for _ in range(count):
-            before, started = self._read(), time.perf_counter()
-            client.prepare(batch)
-            seconds = time.perf_counter() - started
-            spent = self._read().since(before)
-            layers = offline_layers(client.model.graph, client.model.program, spent)
-            self._stock[batch].append((phase_cost(spent, seconds), layers))
+        with blaming_the_dead(self._processes):
+            for _ in range(count):
+                before, started = self._read(), time.perf_counter()
+                client.prepare(batch)
+                seconds = time.perf_counter() - started
+                spent = self._read().since(before)
+                layers = offline_layers(client.model.graph, client.model.program, spent)
+                self._stock[batch].append((phase_cost(spent, seconds), layers))
 
     def infer(self, images: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float32], RunCost]:
         client = self._prepared()
+        with blaming_the_dead(self._processes):
+            return self._infer(client, images)
+
+    def close(self) -> None:
+        self._client = None
+        self._stock.clear()
+        self._stack.close()
+
+    def _infer(self, client: PresetClient, images: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float32], RunCost]:
         model = client.model
         shape = model.program.input_shape
         if images.ndim != 4 or images.shape[1:] != shape or not len(images):
@@ -119,11 +129,6 @@ class PresetBackend(Backend):
         }
         layers = online_layers(model.graph, model.program, spent, after.step_seconds)
         return logits.astype(np.float32), RunCost(phases=phases, layers=(*made_layers, *layers))
-
-    def close(self) -> None:
-        self._client = None
-        self._stock.clear()
-        self._stack.close()
 
     def _start(self, model: Path) -> None:
         graph = load_onnx(model)

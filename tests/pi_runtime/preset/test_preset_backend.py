@@ -10,7 +10,7 @@ import onnxruntime
 import pytest
 
 from pi_runtime.backends import open_backend
-from pi_runtime.errors import ConfigError, GraphError, LocalProtocolError, PiError
+from pi_runtime.errors import BackendError, ConfigError, GraphError, LocalProtocolError, PiError
 from pi_runtime.export import export_onnx
 from pi_runtime.net.wire import HEADER_BYTES
 from pi_runtime.onnx_graph import load_onnx
@@ -122,6 +122,22 @@ def test_a_killed_process_ends_the_inference_with_an_error(model):
         os.kill(backend._processes["server"].pid, signal.SIGKILL)
         with pytest.raises(PiError, match=r"server.*(killed by signal 9|went away|closed|answers)"):
             backend.infer(np.zeros((1, 1, 8, 8), np.float32))
+
+
+@pytest.mark.parametrize("role", ["server", "dealer"])
+def test_a_process_that_dies_under_the_client_leaves_its_last_words(model, monkeypatch, role):
+    with open_backend("preset") as backend:
+        backend.prepare(model)
+        client, process = backend._prepared(), backend._processes[role]
+        prepare = client.prepare
+
+        def kill_first(batch):
+            os.kill(process.pid, signal.SIGKILL)
+            prepare(batch)
+
+        monkeypatch.setattr(client, "prepare", kill_first)
+        with pytest.raises(BackendError, match=rf"the {role} process was killed by signal 9: .+ \(.*{role}.*\)$"):
+            backend.offline(1)
 
 
 def test_misuse_is_refused_by_name(model, tmp_path):
