@@ -17,6 +17,7 @@ from pi_runtime.cli.bench import add_bench_verb, bench_options, take_bench_optio
 from pi_runtime.cli.estimate import add_estimate_verb
 from pi_runtime.cli.options import GroupedCommand, config_options, read_config
 from pi_runtime.cli.roles import access_options, add_preset_verbs, dealer_option, server_option, take_access
+from pi_runtime.cli.simulate import add_simulate_verb
 
 INTERRUPTED = 130  # what shells use for an end by Ctrl-C
 
@@ -153,6 +154,7 @@ def report(place: Path | None, run_dir: Path | None) -> None:
 add_bench_verb(cli)
 add_preset_verbs(cli)
 add_estimate_verb(cli)
+add_simulate_verb(cli)
 
 
 def answer(document: dict[str, Any]) -> None:
