@@ -7,14 +7,20 @@ twice, whatever the other side does.
 from __future__ import annotations
 
 import shutil
+import signal
 import subprocess
 import sys
 import threading
+import time
+from contextlib import contextmanager
+from types import SimpleNamespace
 
 import pytest
 
+from pi_runtime.errors import RemoteProtocolError
 from pi_runtime.net.channel import Channel
 from pi_runtime.net.messages import Kind
+from pi_runtime.preset import dealer_link
 from pi_runtime.preset.client import PresetClient
 from pi_runtime.preset.server import PresetServer
 
@@ -83,6 +89,33 @@ BundleStore.spend = spending
 endpoint = Endpoint(Identity("server", "server"), prg=PRG_ID, insecure_loopback=True)
 server = PresetServer(load_onnx(Path(model)), endpoint, listen=listen, dealer=dealer, state=Path(state))
 server.run()
+"""
+
+
+DEALER_SCRIPT = """
+import sys, time
+from pathlib import Path
+from pi_runtime.graph import load_public
+from pi_runtime.net.endpoint import Endpoint
+from pi_runtime.net.messages import Identity
+from pi_runtime.preset import dealer
+from pi_runtime.primitives.prg import PRG_ID
+
+stops_at, public, listen = sys.argv[1:]
+deal = dealer.deal
+
+def stopping(*arguments):
+    for number, delivery in enumerate(deal(*arguments), 1):
+        if number == int(stops_at):
+            print("standing still", flush=True)
+            time.sleep(60)
+        yield delivery
+
+dealer.deal = stopping
+endpoint = Endpoint(Identity("dealer", "dealer"), prg=PRG_ID, insecure_loopback=True)
+party = dealer.Dealer(load_public(Path(public)), endpoint, listen=listen)
+print(party.address, flush=True)
+party.run()
 """
 
 
@@ -166,29 +199,53 @@ def test_server_killed_around_its_mark(parties, used, moment):
     assert first.isdisjoint(used["client"])
 
 
-def test_dealer_killed_in_the_middle_of_a_bundle(parties, used, monkeypatch):
-    from pi_runtime.preset import dealer as dealing
+@contextmanager
+def dealer_process(parties, address, *, stops_at=0):
+    """A dealer of its own; it says so and stands still before the delivery ``stops_at`` of a bundle (0: never)."""
+    parties.graph.save_public(parties.directory / "m.public.json")
+    arguments = (stops_at, parties.directory / "m.public.json", address)
+    command = [sys.executable, "-c", DEALER_SCRIPT, *map(str, arguments)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        parties.dealer = SimpleNamespace(address=process.stdout.readline().strip())
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
 
-    deal = dealing.deal
 
-    def broken(*arguments):
-        deliveries = deal(*arguments)
-        yield next(deliveries)
-        raise ConnectionResetError("killed")
+@pytest.mark.parametrize("delivery", [1, 2, 4])
+def test_dealer_killed_in_the_middle_of_a_bundle(idle_parties, used, monkeypatch, delivery):
+    parties = idle_parties
+    monkeypatch.setattr(dealer_link, "_RETRY_S", 0.1)
+    failures = []
+    with dealer_process(parties, "127.0.0.1:0", stops_at=delivery) as doomed:
+        parties.start_server()
+        client, store = parties.client()
 
-    client, store = parties.client()
-    client.prepare(1)
-    monkeypatch.setattr(dealing, "deal", broken)
-    with pytest.raises(Exception, match=r"dealer|server"):
-        client.prepare(1)
-    assert store.counts() == {"reserved": 0, "ready": 1, "spent": 1}
-    address = parties.dealer.address
-    parties.stop(parties.dealer)
-    monkeypatch.setattr(dealing, "deal", deal)
-    parties.start_dealer(address)
-    infer(client, parties)
-    infer(client, parties)
+        def prepare():
+            with pytest.raises(RemoteProtocolError, match=r"dealer|server") as caught:
+                client.prepare(1)
+            failures.append(caught.value)
+
+        preparing = threading.Thread(target=prepare)
+        preparing.start()
+        assert doomed.stdout.readline() == "standing still\n"
+        doomed.send_signal(signal.SIGKILL)
+        assert doomed.wait(10) == -signal.SIGKILL
+        preparing.join(20)
+    assert len(failures) == 1
+    deadline = time.monotonic() + 10
+    while parties.server._store.counts()["reserved"] and time.monotonic() < deadline:
+        time.sleep(0.02)  # the server notices on another thread
+    broken = store.counts(), parties.server._store.counts()
+    assert broken == ({"reserved": 0, "ready": 0, "spent": 1},) * 2, "neither side ever offers the broken bundle"
+    with dealer_process(parties, parties.dealer.address):
+        infer(client, parties)
+        infer(client, parties)
     assert_once(used)
+    assert [len(used[side]) for side in ("client", "server")] == [2, 2]
+    assert store.counts() == {"reserved": 0, "ready": 0, "spent": 3}
 
 
 def bundle_ids(store):
