@@ -1,17 +1,19 @@
-"""Train an image classifier and remove all but a budget of its ReLUs by block coordinate descent on a binary mask."""
+"""Remove all but a budget of an image classifier's ReLUs: any network, or one that is trained here from a config."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from linearize.any_network import mask_relus
+    from linearize.api import Record, linearize
     from linearize.checkpoint import load_checkpoint, read_metadata, save_checkpoint
     from linearize.config import RunConfig, config_keys, dump_config, load_config
     from linearize.data import Dataset, load_dataset
-    from linearize.errors import BudgetError, CheckpointError, ConfigError, DataError, LinearizeError
+    from linearize.errors import BudgetError, CheckpointError, ConfigError, DataError, LinearizeError, NetworkError
     from linearize.networks import build_network
     from linearize.progress import Reporter
     from linearize.relu_mask import MaskedReLU, get_relu_mask, layer_counts, relu_count, relu_total, set_relu_mask
-    from linearize.run import LinearizeResult, linearize, train_baseline
+    from linearize.run import LinearizeResult, run_linearization, train_baseline
 
 # Loaded on first use: the settings alone, which the command line needs for its help, must not wait for torch.
 _HOMES = {
@@ -23,6 +25,8 @@ _HOMES = {
     "LinearizeError": "linearize.errors",
     "LinearizeResult": "linearize.run",
     "MaskedReLU": "linearize.relu_mask",
+    "NetworkError": "linearize.errors",
+    "Record": "linearize.api",
     "Reporter": "linearize.progress",
     "RunConfig": "linearize.config",
     "build_network": "linearize.networks",
@@ -30,13 +34,15 @@ _HOMES = {
     "dump_config": "linearize.config",
     "get_relu_mask": "linearize.relu_mask",
     "layer_counts": "linearize.relu_mask",
-    "linearize": "linearize.run",
+    "linearize": "linearize.api",
     "load_checkpoint": "linearize.checkpoint",
     "load_config": "linearize.config",
     "load_dataset": "linearize.data",
+    "mask_relus": "linearize.any_network",
     "read_metadata": "linearize.checkpoint",
     "relu_count": "linearize.relu_mask",
     "relu_total": "linearize.relu_mask",
+    "run_linearization": "linearize.run",
     "save_checkpoint": "linearize.checkpoint",
     "set_relu_mask": "linearize.relu_mask",
     "train_baseline": "linearize.run",
@@ -58,6 +64,8 @@ __all__ = [
     "LinearizeError",
     "LinearizeResult",
     "MaskedReLU",
+    "NetworkError",
+    "Record",
     "Reporter",
     "RunConfig",
     "build_network",
@@ -69,9 +77,11 @@ __all__ = [
     "load_checkpoint",
     "load_config",
     "load_dataset",
+    "mask_relus",
     "read_metadata",
     "relu_count",
     "relu_total",
+    "run_linearization",
     "save_checkpoint",
     "set_relu_mask",
     "train_baseline",

@@ -3,6 +3,7 @@
 Legend: N images, B batch, C channels, H and W rows and columns, F features.
 """
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
@@ -38,11 +39,22 @@ class UserDataset(Dataset):
         # Row-major strides, for the reason given in `Dataset.normalise`.
         return inputs.clone(memory_format=torch.contiguous_format)
 
+    def with_classes(self, num_classes: int) -> "UserDataset":
+        """The same dataset with classes 0 to num_classes - 1. Raises DataError for a label that is none of them."""
+        for name, part in (("train", self.train), ("val", self.val)):
+            low, high = int(part.labels.min()), int(part.labels.max())
+            if low < 0 or high >= num_classes:
+                raise DataError(
+                    f"{name} has labels from {low} to {high}, but the network's {num_classes} logits stand for 0 to "
+                    f"{num_classes - 1}; number the classes from 0 or change the network's last layer"
+                )
+        return replace(self, class_names=tuple(str(label) for label in range(num_classes)))
 
-def user_dataset(
-    train: Examples, val: Examples, *, num_classes: int, crop_padding: int = 0, flip: bool = False
-) -> UserDataset:
-    """Both parts in memory; the validation part stands for the test part, which there is none of.
+
+def user_dataset(train: Examples, val: Examples, *, crop_padding: int = 0, flip: bool = False) -> UserDataset:
+    """Both parts in memory, without classes yet; the validation part stands for the test part, which there is none of.
+
+    The name carries a digest of all images and labels.
 
     Raises DataError: a part is empty, is of another shape than the other, or is no labelled images (what it is, named).
     """
@@ -52,25 +64,27 @@ def user_dataset(
         raise DataError(
             f"train has images of shape {shapes['train']}, val of {shapes['val']}; they must be of one shape"
         )
-    for name, part in parts.items():
-        low, high = int(part.labels.min()), int(part.labels.max())
-        if low < 0 or high >= num_classes:
-            raise DataError(
-                f"{name} has labels from {low} to {high}; the network's {num_classes} logits stand for 0 to "
-                f"{num_classes - 1}"
-            )
     images = len(shapes["train"]) == 3
     return UserDataset(
-        name="own",
+        name=f"own-{_digest(*parts.values())}",
         train=parts["train"],
         val=parts["val"],
         test=parts["val"],
-        class_names=tuple(str(label) for label in range(num_classes)),
+        class_names=(),
         mean=(),
         std=(),
         crop_padding=crop_padding if images else 0,
         flip=flip and images,
     )
+
+
+def _digest(*parts: Split) -> str:
+    found = hashlib.sha256()
+    for part in parts:
+        found.update(repr((part.images.dtype, tuple(part.images.shape))).encode())
+        found.update(part.images.numpy().data)
+        found.update(part.labels.numpy().data)
+    return found.hexdigest()[:16]
 
 
 def _split(source: Any, name: str) -> Split:
