@@ -14,6 +14,7 @@ from typing import Any
 import click
 
 from pi_runtime.cli.bench import add_bench_verb, bench_options, take_bench_options
+from pi_runtime.cli.compare import add_compare_verb
 from pi_runtime.cli.estimate import add_estimate_verb
 from pi_runtime.cli.options import GroupedCommand, config_options, read_config
 from pi_runtime.cli.roles import access_options, add_preset_verbs, dealer_option, server_option, take_access
@@ -155,6 +156,7 @@ add_bench_verb(cli)
 add_preset_verbs(cli)
 add_estimate_verb(cli)
 add_simulate_verb(cli)
+add_compare_verb(cli)
 
 
 def answer(document: dict[str, Any]) -> None:
