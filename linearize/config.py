@@ -320,7 +320,8 @@ def _closest(key: str) -> str:
     return f"the closest valid key is {match[0]}" if match else f"valid keys are {', '.join(known)}"
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file; empty for an empty one. Raises ConfigError, naming the file."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -366,7 +367,7 @@ def load_config(path: Path | None = None, overrides: Mapping[str, object] | None
     wrong type, value out of range, unreadable file, broken YAML, reference budget below the budget.
     """
     overrides = overrides or {}
-    tree = _read_yaml(path) if path else {}
+    tree = read_yaml(path) if path else {}
     for key, value in overrides.items():
         _insert(tree, key, value)
     try:
