@@ -77,10 +77,6 @@ def run_linearization(config: RunConfig, run_dir: Path, reporter: Reporter | Non
         )
 
 
-# Former name.
-linearize = run_linearization
-
-
 @contextmanager
 def _session(config: RunConfig, root: Path, reporter: Reporter) -> Iterator["Session"]:
     data = load_dataset(config.data, reporter)
@@ -96,12 +92,21 @@ def open_session(
     device = _device(config)
     if config.threads:
         torch.set_num_threads(config.threads)
-    torch.backends.cudnn.deterministic = True
-    torch.backends.cudnn.benchmark = False
-    with open_run(root, config) as run:
+    with _repeatable_cudnn(), open_run(root, config) as run:
         amp = config.amp == "bf16"
         context = StageContext(data.to(device), device, config.seed, run.state, reporter, amp)
         yield Session(config, run, context, source)
+
+
+@contextmanager
+def _repeatable_cudnn() -> Iterator[None]:
+    cudnn = torch.backends.cudnn
+    before = cudnn.deterministic, cudnn.benchmark
+    cudnn.deterministic, cudnn.benchmark = True, False
+    try:
+        yield
+    finally:
+        cudnn.deterministic, cudnn.benchmark = before
 
 
 def _device(config: RunConfig) -> torch.device:

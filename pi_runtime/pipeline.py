@@ -42,7 +42,8 @@ CALIBRATION_IMAGES = 64
 def default_run_dir(config: RunConfig) -> Path:
     """``runs/<dataset>-<network>-<width>-<budget>-seed<seed>``; the width is left out where it is the paper's."""
     width = [] if config.network.width is None else [f"w{config.network.width}"]
-    parts = [config.data.dataset, config.network.name, *width, str(config.relu_budget), f"seed{config.seed}"]
+    network = config.network.label.replace(":", "-")
+    parts = [config.data.dataset, network, *width, str(config.relu_budget), f"seed{config.seed}"]
     return Path("runs") / "-".join(parts)
 
 
@@ -73,7 +74,7 @@ def train(config: RunConfig, run_dir: Path) -> dict[str, Any]:
 
 def linearize(config: RunConfig, run_dir: Path) -> dict[str, Any]:
     """The linearized network: ``linearized.safetensors``."""
-    from linearize.run import linearize as run_linearization
+    from linearize.run import run_linearization
 
     result = run_linearization(config, run_dir)
     return {
@@ -89,7 +90,8 @@ def linearize(config: RunConfig, run_dir: Path) -> dict[str, Any]:
 def export_run(run_dir: Path) -> dict[str, Any]:
     """Exports the baseline and the linearized network of a run, with fixed-point numbers chosen on training images.
 
-    Overwrites what an earlier export left.
+    Overwrites what an earlier export left. A network that the run had made by a function of the user's is made by it
+    again.
 
     Raises:
         CheckpointError: a checkpoint is missing or damaged.
@@ -105,7 +107,8 @@ def export_run(run_dir: Path) -> dict[str, Any]:
     train = run_dataset(run_dir).train.images[:CALIBRATION_IMAGES].numpy()
     written: dict[str, Any] = {}
     for checkpoint, output in checkpoints.items():
-        written = export_checkpoint(checkpoint, output, calibration=train, companions=output.name == MODEL)
+        companions = output.name == MODEL
+        written = export_checkpoint(checkpoint, output, calibration=train, companions=companions, run_code=True)
     return {"run_dir": str(run_dir)} | written
 
 
@@ -115,6 +118,7 @@ def export_checkpoint(
     *,
     calibration: npt.NDArray[np.uint8] | None = None,
     companions: bool = False,
+    run_code: bool = False,
 ) -> dict[str, Any]:
     """Exports one checkpoint to ``output``.
 
@@ -122,14 +126,16 @@ def export_checkpoint(
         calibration: training images, uint8 [N, C, H, W], on which the numbers of the ``preset`` backend are chosen;
             without them it takes its defaults.
         companions: also write the public graph and the CrypTen graph beside it (``.public.json``, ``.crypten.pt``).
+        run_code: the function that the checkpoint names as the maker of its network may be called.
     """
     from linearize.checkpoint import load_checkpoint
+    from linearize.replacement import plain_layers
     from pi_runtime.export import add_metadata, build_onnx, save_onnx
     from pi_runtime.preset.calibrate import calibrate
     from pi_runtime.preset.plan import KEY, with_plan
 
-    model, facts = load_checkpoint(checkpoint)
-    proto = build_onnx(model, tuple(facts["input_shape"]), metadata=_public_facts(facts))
+    model, facts = load_checkpoint(checkpoint, run_code=run_code)
+    proto = build_onnx(plain_layers(model), tuple(facts["input_shape"]), metadata=_public_facts(facts))
     graph = read_onnx(proto, origin=str(output))
     written: dict[str, Any] = {"onnx": str(output), "relu_count": facts["relu_count"]}
     if calibration is not None:
@@ -206,7 +212,7 @@ def measure(
     def opener(name: str) -> Backend:
         return open_backend(name, threads=threads)
 
-    with _progress() as progress:
+    with progress_bars() as progress:
         results = run_bench(
             subjects=subjects,
             backends=backends,
@@ -240,13 +246,13 @@ def run_dataset(run_dir: Path) -> Dataset:
 def _public_facts(facts: dict[str, Any]) -> dict[str, Any]:
     """What the client may know of a checkpoint; nothing that depends on the weights but its accuracy."""
     known = ("network", "width", "dataset", "class_names", "mean", "std", "relu_budget")
-    name = f"{facts['network']} of width {facts['width']}"
+    name = facts["network"] if facts["width"] is None else f"{facts['network']} of width {facts['width']}"
     return {"name": name, "weights": "trained"} | {key: facts[key] for key in known if facts.get(key) is not None}
 
 
 @contextmanager
-def _progress() -> Iterator[Any]:
-    """Shows what the harness tells as a bar on stderr."""
+def progress_bars() -> Iterator[Any]:
+    """Gives a function of (what, done, total) that shows each ``what`` as a bar on stderr."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True)) as bars:
         tasks: dict[str, Any] = {}

@@ -18,6 +18,8 @@ ALIASES = {
     "data.data_dir": "--data-dir",
     "network.name": "--network",
     "network.width": "--width",
+    "network.model": "--model",
+    "network.weights": "--weights",
 }
 Command = TypeVar("Command", bound=Callable[..., Any])
 _SEPARATOR = "__"  # click wants an identifier where the flag has dots

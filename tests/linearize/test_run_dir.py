@@ -7,7 +7,7 @@ import pytest
 from linearize.config import load_config
 from linearize.errors import BudgetError, ConfigError
 from linearize.progress import Reporter
-from linearize.run import linearize
+from linearize.run import run_linearization
 from linearize.run_dir import open_run
 
 
@@ -82,7 +82,7 @@ def test_budget_above_the_total_is_refused_before_any_training(tmp_path: Path) -
     config = load_config(None, {"relu_budget": 2000, "network.width": 4})
     message = r"relu_budget must be at most 1,920 \(all of resnet18 on 1x8x8 images\), got 2,000; lower it"
     with pytest.raises(BudgetError, match=message):
-        linearize(config, tmp_path / "run", Reporter(quiet=True))
+        run_linearization(config, tmp_path / "run", Reporter(quiet=True))
     assert not list((tmp_path / "run").glob("*.safetensors"))
 
 
@@ -91,4 +91,4 @@ def test_absent_cuda_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     with pytest.raises(
         ConfigError, match="device is cuda, but PyTorch finds no CUDA device; set device to auto or cpu"
     ):
-        linearize(load_config(None, {"device": "cuda"}), tmp_path / "run", Reporter(quiet=True))
+        run_linearization(load_config(None, {"device": "cuda"}), tmp_path / "run", Reporter(quiet=True))

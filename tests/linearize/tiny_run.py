@@ -20,11 +20,11 @@ from linearize import files
 from linearize.config import load_config
 from linearize.data import load_dataset
 from linearize.progress import Reporter
-from linearize.run import linearize
+from linearize.run import run_linearization
 
 
 def run(root: Path, overrides: dict[str, object]) -> None:
-    linearize(load_config(None, overrides), root, Reporter(quiet=True))
+    run_linearization(load_config(None, overrides), root, Reporter(quiet=True))
 
 
 def die_at_write(survive: int, last_words: int) -> None:
