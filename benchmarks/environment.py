@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import platform
 import subprocess
 from importlib import metadata
-from importlib.resources import files
 from pathlib import Path
 
 from benchmarks.schema import Environment
 
-MEASURED_PACKAGES = ("pi_runtime", "benchmarks")
 PACKAGES = ("pi-pipeline", "torch", "onnx", "onnxruntime", "numpy", "crypten")
 
 
@@ -28,20 +25,6 @@ def describe_environment(threads: int) -> Environment:
         threads=threads,
         commit=_commit(),
     )
-
-
-def code_sha256() -> str:
-    """SHA-256, hexadecimal, of the sources that a measurement runs: a figure holds for the code that it was taken of.
-
-    The commit would say the same of a clean checkout, and forget a measurement for a comma in the README.
-    """
-    digest = hashlib.sha256()
-    for package in MEASURED_PACKAGES:
-        root = Path(str(files(package)))
-        for path in sorted(root.rglob("*.py")):
-            digest.update(f"{package}/{path.relative_to(root).as_posix()}\0".encode())
-            digest.update(hashlib.sha256(path.read_bytes()).digest())
-    return digest.hexdigest()
 
 
 def _cpu_model() -> str:

@@ -12,12 +12,14 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.environment import code_sha256
 from benchmarks.errors import MeasureError
 from benchmarks.reference import Images, Labels, accuracy, reference_logits
 from benchmarks.schema import Environment, ImagesKind, Mask, ReluLayer, Schedule, Subject, Weights
 from pi_runtime.graph import Graph
 from pi_runtime.onnx_graph import load_onnx
+from pi_runtime.source_digest import source_digest
+
+MEASURED_PACKAGES = ("pi_runtime", "benchmarks")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -96,7 +98,7 @@ class Subjects:
             ],
             "schedule": schedule.model_dump(mode="json"),
             "environment": environment.model_dump(mode="json", exclude={"commit"}),
-            "code": code_sha256(),
+            "code": source_digest(*MEASURED_PACKAGES),
         }
         return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import hashlib
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -14,10 +15,12 @@ import onnx
 
 from pi_runtime.errors import ConfigError
 from pi_runtime.export import add_metadata, save_onnx
+from pi_runtime.files import write_text
 from pi_runtime.onnx_graph import load_onnx, read_onnx
 from pi_runtime.preset.calibrate import calibrate
 from pi_runtime.preset.plan import KEY
 from pi_runtime.random_mask import with_random_mask
+from pi_runtime.source_digest import source_digest
 
 Budget = int | Literal["full", "trained"]
 Mask = Literal["all", "trained", "random", "given"]
@@ -65,18 +68,20 @@ def at_budgets(
     directory: Path,
     seed: int,
     trained: Path | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
 ) -> tuple[BudgetFile, ...]:
     """Files of ``network`` at each budget, in their order.
 
     A file that has the count already is taken as it is: ``network``, or ``trained`` with its trained mask. Any other
     budget takes a random mask. Fixed-point numbers are chosen on ``images`` for each file that has none. What is made
-    goes into ``directory``; the same arguments make the same bytes.
+    goes into ``directory``; the same arguments make the same bytes, and are taken from there the next time.
 
     Args:
         network: ONNX file; with all its ReLUs where a budget asks for a random mask.
         images: float32 [N, C, H, W], normalised, to calibrate on; never those that accuracy is measured on.
         seed: of the random masks.
         trained: ONNX file of the same network under a trained mask.
+        progress: told what is made, how many budgets are ready, and how many there are.
 
     Raises:
         ConfigError: ``trained`` is asked for and there is none, or ``directory`` cannot be written.
@@ -90,7 +95,10 @@ def at_budgets(
         known.setdefault(known["trained"].relu_count, known["trained"])
     known["full"] = whole
     files = []
-    for budget in budgets:
+    wanted = tuple(budgets)
+    for done, budget in enumerate(wanted):
+        if progress is not None:
+            progress(f"{network.stem}: budgets", done, len(wanted))
         name = {"trained": "linearized"}.get(str(budget), str(budget))
         if budget == "trained" and budget not in known:
             raise ConfigError(f"{network} comes without a trained mask; give the directory of a run, or a count")
@@ -103,11 +111,30 @@ def at_budgets(
             assert isinstance(budget, int), f"{budget} is known"
             proto = with_random_mask(proto, budget, seed=seed, origin=str(network))
         path = directory / f"{name}.onnx"
-        plan = calibrate(read_onnx(proto, origin=str(path)), images).plan
-        add_metadata(proto, {KEY: plan.to_metadata()})
-        save_onnx(proto, path)
+        _save_calibrated(proto, images, path)
         files.append(BudgetFile(name=name, path=path, mask="random" if found is None else found.mask))
+    if progress is not None:
+        progress(f"{network.stem}: budgets", len(wanted), len(wanted))
     return tuple(files)
+
+
+def _save_calibrated(proto: onnx.ModelProto, images: npt.NDArray[np.float32], path: Path) -> None:
+    """Writes ``proto`` with fixed-point numbers chosen on ``images``, unless ``path`` holds just that already.
+
+    A note beside it names what it was made from. It is no part of the file, whose metadata the public graph shows: a
+    digest of the weights would tell something of them.
+    """
+    made_from = hashlib.sha256(proto.SerializeToString(deterministic=True))
+    made_from.update(f"{images.shape}".encode() + images.tobytes() + source_digest("pi_runtime").encode())
+    note = path.with_name(f"{path.name}.made_from")
+    if path.exists() and note.exists():
+        file = hashlib.sha256(path.read_bytes()).hexdigest()
+        if note.read_text(encoding="utf-8", errors="replace").split() == [made_from.hexdigest(), file]:
+            return
+    plan = calibrate(read_onnx(proto, origin=str(path)), images).plan
+    add_metadata(proto, {KEY: plan.to_metadata()})
+    save_onnx(proto, path)
+    write_text(note, f"{made_from.hexdigest()} {hashlib.sha256(path.read_bytes()).hexdigest()}\n")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -101,15 +101,17 @@ def bench(
         from pi_runtime.cli.bench_models import BuiltIn, default_output, subject_files
 
         target = output or run_dir or default_output(models)
-        subjects = subject_files(
-            models or (str(run_dir),),
-            budgets=None if budgets is None else parse_budgets(budgets),
-            images=measured.pop("images"),
-            data=data,
-            built_in=BuiltIn(image_size=image_size, classes=classes, width=width),
-            seed=seed,
-            output=target,
-        )
+        with pipeline.progress_bars() as progress:
+            subjects = subject_files(
+                models or (str(run_dir),),
+                budgets=None if budgets is None else parse_budgets(budgets),
+                images=measured.pop("images"),
+                data=data,
+                built_in=BuiltIn(image_size=image_size, classes=classes, width=width),
+                seed=seed,
+                output=target,
+                progress=progress,
+            )
         document = pipeline.measure(
             subjects, target / "results.json", sweeps=sweeps, subjects_at_once=at_once, **measured
         )

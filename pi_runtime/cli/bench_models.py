@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -62,6 +62,7 @@ def subject_files(
     built_in: BuiltIn,
     seed: int,
     output: Path,
+    progress: Callable[[str, int, int], None] | None = None,
 ) -> tuple[SubjectFile, ...]:
     """Every model at every budget, ready to be measured.
 
@@ -72,6 +73,7 @@ def subject_files(
         data: folder of images for the ONNX files; without it they see standard normal noise.
         seed: of random weights, random masks and noise.
         output: what is made goes into ``output/models``.
+        progress: told what is made, how many budgets are ready, and how many there are.
 
     Raises:
         PiError, LinearizeError: a model, image or budget cannot be used (named).
@@ -92,6 +94,7 @@ def subject_files(
             directory=directory,
             seed=seed,
             trained=source.trained,
+            progress=progress,
         )
         several = len(models) > 1
         found += [

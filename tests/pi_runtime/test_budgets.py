@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 
+from pi_runtime import budgets as budgets_module
 from pi_runtime.budgets import at_budgets, parse_budgets
 from pi_runtime.errors import ConfigError, ExportError
 from pi_runtime.export import export_onnx
@@ -63,6 +64,28 @@ def test_a_file_that_has_its_numbers_is_taken_as_it_is(network, tmp_path):
 def test_the_same_arguments_make_the_same_bytes(network, tmp_path):
     first, second = (files_of(network, (37,), tmp_path / name)[0].path for name in ("first", "second"))
     assert first.read_bytes() == second.read_bytes()
+
+
+def test_what_was_made_is_taken_again_unless_it_or_its_inputs_changed(network, tmp_path, monkeypatch):
+    calibrated = []
+    real = budgets_module.calibrate
+    monkeypatch.setattr(budgets_module, "calibrate", lambda *args: (calibrated.append(1), real(*args))[1])
+    (made,) = files_of(network, (37,), tmp_path / "made")
+    before = made.path.read_bytes()
+    files_of(network, (37,), tmp_path / "made")
+    assert len(calibrated) == 1
+    made.path.write_bytes(before[:-9])
+    files_of(network, (37,), tmp_path / "made")
+    assert made.path.read_bytes() == before
+    files_of(network, (37,), tmp_path / "made", seed=2)
+    files_of(network, (37,), tmp_path / "made", images=IMAGES * 2)
+    assert len(calibrated) == 4
+
+
+def test_progress_counts_the_budgets(network, tmp_path):
+    told = []
+    files_of(network, (37, "full"), tmp_path / "made", progress=lambda *step: told.append(step))
+    assert told == [("full: budgets", done, 2) for done in (0, 1, 2)]
 
 
 def test_what_a_file_tells_of_its_mask_is_believed(network, trained, tmp_path):
