@@ -145,7 +145,7 @@ def _print(table: PrecisionTable) -> None:
         box=SIMPLE,
         pad_edge=False,
     )
-    columns = ("bits", "plan", "acc. %", "same %", "max err", "rms err", "rings", "wraps", "failures")
+    columns = ("bits", "acc. %", "same %", "max err", "rms err", "rings", "wraps", "failures")
     for column in columns:
         shown.add_column(column, justify="right", no_wrap=True)
     for row in table.rows:
@@ -160,11 +160,11 @@ def _print(table: PrecisionTable) -> None:
 def _cells(row: Row) -> tuple[str, ...]:
     from pi_runtime.preset.precision_table import Refused
 
+    bits = str(row.frac_bits) if row.plan == "calibrated" else f"{row.frac_bits}, {row.plan}"
     if isinstance(row, Refused):
-        return str(row.frac_bits), row.plan, "refused"
+        return bits, "refused"
     return (
-        str(row.frac_bits),
-        row.plan,
+        bits,
         f"{100 * row.accuracy:.2f}",
         f"{100 * row.agreement_with_plaintext:.2f}",
         f"{row.max_abs_logit_error:.2g}",
