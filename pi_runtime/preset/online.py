@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +25,16 @@ from pi_runtime.preset.program import Program, Step
 from pi_runtime.preset.public_ops import apply_public
 from pi_runtime.preset.shares import BundlePads, kept_elements, replace_kept, walk_client_shares
 from pi_runtime.primitives.relu_gate import GateMaterial, gate_expand, gate_finish, gate_open
-from pi_runtime.primitives.ring import I64, decode, encode, pack, packed_bytes, signed_low_bits, unpack
+from pi_runtime.primitives.ring import (
+    I64,
+    add_then_truncate,
+    decode,
+    encode,
+    pack,
+    packed_bytes,
+    signed_low_bits,
+    unpack,
+)
 
 Bytes = bytes | bytearray | memoryview
 Product = Callable[[Step, I64], I64]
@@ -103,9 +113,7 @@ def run_server(
         inputs = [wires[wire] for wire in step.node.inputs]
         if step.kind == "linear":
             out = product(step, inputs[0])
-            out += material.share(step)
-            if step.shift:
-                out >>= np.int64(step.shift)
+            add_then_truncate(out, material.share(step), step.shift)
         elif step.kind == "gate":
             out = replace_kept(step, inputs[0], _server_gate(step, inputs[0], material.gates(step), exchange))
         else:
@@ -122,8 +130,8 @@ def run_server(
 def _server_gate(step: Step, wire: I64, materials: list[GateMaterial], exchange: Callable[[Step, bytes], Bytes]) -> I64:
     layout, batch, count = layout_of(step), len(wire), step.gate_count
     kept = kept_elements(step, wire)
-    xhat = np.stack([material.mask_input(row) for material, row in zip(materials, kept, strict=True)])
-    own = np.stack([gate_open(material, row) for material, row in zip(materials, xhat, strict=True)])
+    xhat = _rows([material.mask_input(row) for material, row in zip(materials, kept, strict=True)])
+    own = _rows([gate_open(material, row) for material, row in zip(materials, xhat, strict=True)])
     opening = pack(xhat, layout.ring_bits).tobytes() + pack(own, layout.opened_bits).tobytes()
     answer = memoryview(exchange(step, opening))
     sizes = opening_sizes(step, batch)
@@ -131,7 +139,7 @@ def _server_gate(step: Step, wire: I64, materials: list[GateMaterial], exchange:
     bits = unpack(answer[sizes.outputs :], batch * count, layout.opened_bits).astype(np.uint8).reshape(batch, count)
     opened = own ^ bits
     rows = zip(materials, xhat, opened, strict=True)
-    finished = np.stack([gate_finish(material, *row) for material, *row in rows])
+    finished = _rows([gate_finish(material, *row) for material, *row in rows])
     share: I64 = finished.view(np.int64) + outputs
     return share
 
@@ -192,9 +200,9 @@ class ClientInference:
         view = memoryview(opening)
         xhat = unpack(view[: sizes.xhat], self._batch * count, layout.ring_bits).reshape(shape)
         theirs = unpack(view[sizes.xhat :], self._batch * count, layout.opened_bits).astype(np.uint8).reshape(shape)
-        own = np.stack([gate_open(material, row) for material, row in zip(materials, xhat, strict=True)])
+        own = _rows([gate_open(material, row) for material, row in zip(materials, xhat, strict=True)])
         rows = zip(materials, xhat, own ^ theirs, strict=True)
-        outputs = np.stack([gate_finish(material, *row) for material, *row in rows])
+        outputs = _rows([gate_finish(material, *row) for material, *row in rows])
         masked = outputs.view(np.int64) - rho
         return masked.astype("<i8", copy=False).tobytes() + pack(own, layout.opened_bits).tobytes()
 
@@ -203,6 +211,11 @@ class ClientInference:
         bits = self._program.plan.logit_ring_bits
         theirs = unpack(payload, self._logit_share.size, bits).view(np.int64).reshape(self._logit_share.shape)
         return decode(signed_low_bits(self._logit_share + theirs, bits), self._program.output_frac_bits)
+
+
+def _rows(parts: list[npt.NDArray[Any]]) -> npt.NDArray[Any]:
+    """The parts of a batch's images, [B, ...]; one image alone is not copied."""
+    return parts[0][np.newaxis] if len(parts) == 1 else np.stack(parts)
 
 
 def material_from(shares: Mapping[int, I64], gates: Mapping[int, list[GateMaterial]]) -> ServerMaterial:

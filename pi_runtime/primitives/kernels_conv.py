@@ -1,9 +1,8 @@
 """Compiled loops of the ring convolution around the products of digits (`kernels_madd`).
 
 An element x of Z_2^64 is d0 + 2^16 d1 + 2^32 d2 + 2^48 d3 with digits in [-2^15, 2^15). A block is `quads` groups of
-four output positions. Its panel has 2*quads vectors of eight columns, a column being one digit at one position: the
-first `quads` vectors hold the digits 0 and 1, whose sums must be exact, the others the digits 2 and 3, whose sums wrap.
-In either half the order is digit, quad, position, so that even a block of four positions fills its vectors.
+four output positions. Its panel is int32 words [quads][K/2 words][2 vectors][8 columns]: the digits 0 and 1 of a quad's
+positions, whose sums must be exact, then the digits 2 and 3, whose sums wrap.
 
 Legend: O output channels, K terms padded to a multiple of 8, rows of four output channels each.
 """
@@ -20,6 +19,7 @@ from pi_runtime.primitives.kernels_madd import (
     exact_products_1,
     exact_products_2,
     exact_products_4,
+    narrow_products,
     wrapping_products,
 )
 
@@ -36,32 +36,47 @@ def digit_word(low: Any, high: Any, digit: int) -> Any:
 
 @inlined
 def add_products(
-    rows: Any, row_start: int, weight_digit: int, group_words: int, panel: Any, quads: int, words: int, tile: Any
+    rows: Any,
+    row_start: int,
+    row_words: int,
+    digits: int,
+    digit_words: int,
+    group_words: int,
+    narrow_steps: int,
+    panel: Any,
+    quads: int,
+    tile: Any,
 ) -> None:
-    """Add one row group's products with one weight digit to `tile`, flat int64 [4 rows, quads, 4 positions]."""
-    steps = words // STEP_WORDS
+    """Add one row group's products with all its digits to `tile`, flat int64 [4 rows, quads, 4 positions].
+
+    Digit w of the rows starts at row_start + w * digit_words. narrow_steps: steps whose sums stay inside 32 bits, or 0.
+    """
+    steps = row_words // (ROWS * STEP_WORDS)
+    vector_words = 2 * LANES * STEP_WORDS
     stride = 4 * quads
-    for vector in range(2 * quads if weight_digit < 2 else quads):
-        upper = vector >= quads
-        start = vector * words * LANES
-        # Digit and quad of the two halves by comparison: a division takes as long as many products here.
-        column0 = 2 * (vector - quads if upper else vector)
-        column1 = column0 + 1
-        place0 = weight_digit + (1 if column0 >= quads else 0) + (2 if upper else 0)
-        place1 = weight_digit + (1 if column1 >= quads else 0) + (2 if upper else 0)
-        at0 = 4 * (column0 - quads if column0 >= quads else column0)
-        at1 = 4 * (column1 - quads if column1 >= quads else column1)
-        if place0 > 3:
+    for quad in range(quads):
+        column = quad * steps * vector_words
+        if narrow_steps > 0:
+            for first in range(0, steps, narrow_steps):
+                count = min(narrow_steps, steps - first)
+                row = row_start + first * ROWS * STEP_WORDS
+                narrow_products(rows, row, panel, column + first * vector_words, count, tile, stride, 4 * quad)
             continue
-        shift0, shift1 = 16 * place0, 16 * place1
-        if upper or weight_digit >= 2:
-            wrapping_products(rows, row_start, panel, start, steps, tile, stride, at0, shift0, at1, shift1)
-        elif group_words == 4:
-            exact_products_4(rows, row_start, panel, start, steps, tile, stride, at0, shift0, at1, shift1)
-        elif group_words == 2:
-            exact_products_2(rows, row_start, panel, start, steps, tile, stride, at0, shift0, at1, shift1)
-        else:
-            exact_products_1(rows, row_start, panel, start, steps, tile, stride, at0, shift0, at1, shift1)
+        for digit in range(digits):
+            row = row_start + digit * digit_words
+            for upper in range(2):
+                place = digit + 2 * upper
+                if place > 3:
+                    continue
+                start, low, high = column + LANES * upper, 16 * place, 16 * place + 16
+                if upper == 1 or digit >= 2:
+                    wrapping_products(rows, row, panel, start, steps, tile, stride, 4 * quad, low, high)
+                elif group_words == 4:
+                    exact_products_4(rows, row, panel, start, steps, tile, stride, 4 * quad, low, high)
+                elif group_words == 2:
+                    exact_products_2(rows, row, panel, start, steps, tile, stride, 4 * quad, low, high)
+                else:
+                    exact_products_1(rows, row, panel, start, steps, tile, stride, 4 * quad, low, high)
 
 
 @inlined
@@ -85,8 +100,7 @@ def fill_panel(padded: Any, digit_size: int, term_offsets: Any, position_offsets
     words = panel.size // (2 * quads * LANES)
     for digit in range(4):
         for quad in range(quads):
-            column = (digit & 1) * quads + quad
-            start = ((digit >> 1) * quads + column // 2) * words * LANES + 4 * (column & 1)
+            start = quad * words * 2 * LANES + LANES * (digit >> 1) + 4 * (digit & 1)
             base = digit * digit_size
             o0 = base + position_offsets[4 * quad]
             o1 = base + position_offsets[4 * quad + 1]
@@ -95,13 +109,13 @@ def fill_panel(padded: Any, digit_size: int, term_offsets: Any, position_offsets
             if o1 == o0 + 1 and o2 == o0 + 2 and o3 == o0 + 3:
                 for k in range(term_offsets.size):
                     source = o0 + term_offsets[k]
-                    target = start + k * LANES
+                    target = start + k * 2 * LANES
                     for i in range(4):
                         panel[target + i] = padded[source + i]
             else:
                 for k in range(term_offsets.size):
                     offset = term_offsets[k]
-                    target = start + k * LANES
+                    target = start + k * 2 * LANES
                     panel[target] = padded[offset + o0]
                     panel[target + 1] = padded[offset + o1]
                     panel[target + 2] = padded[offset + o2]
@@ -117,6 +131,7 @@ def direct_blocks(
     quads: int,
     weights: Any,
     group_words: int,
+    narrow_steps: int,
     first_block: int,
     last_block: int,
     first_row: int,
@@ -127,7 +142,7 @@ def direct_blocks(
 
     `weights` int32 [digits, row groups, K/8 steps * 16 words]; `position_offsets` covers whole blocks.
     """
-    digits, _, row_words = weights.shape
+    digits, row_groups, row_words = weights.shape
     words = row_words // ROWS
     flat = weights.reshape(-1)
     panel = np.zeros(2 * quads * words * LANES, np.int32)
@@ -138,9 +153,8 @@ def direct_blocks(
         count = min(size, output.shape[1] - block * size)
         for row in range(first_row, last_row):
             tile[:] = 0
-            for digit in range(digits):
-                start = (digit * weights.shape[1] + row) * row_words
-                add_products(flat, start, digit, group_words, panel, quads, words, tile)
+            start, digit_words = row * row_words, row_groups * row_words
+            add_products(flat, start, row_words, digits, digit_words, group_words, narrow_steps, panel, quads, tile)
             for r in range(min(ROWS, output.shape[0] - ROWS * row)):
                 for i in range(count):
                     output[ROWS * row + r, block * size + i] = tile[r * size + i]

@@ -9,11 +9,14 @@ wrap (`wrapping_products`). Where the exact sum is needed (`exact_products`), gr
 bits are summed to V, with two accumulators: total += V, which wraps, and high += V >> 16, which does not. The sum is
 then 2^16 * high + ((total - 2^16 * high) mod 2^32), because the part of each V below 2^16 adds up to less than 2^32.
 
-The sums are then shifted to their place and added to 64-bit results. The first and the last four columns may belong to
-different places: either half has its own shift and its own start in the results.
+The sums are then shifted to their place and added to 64-bit results.
+
+Where the rows' digits are small enough that whole runs of steps stay inside 32 bits, and there is one digit a row,
+`narrow_products` does all four digits of an element at once with plain sums, which takes a third less time.
 
 A word is two 16-bit digits, of the indices 2k (low half) and 2k+1, in an int32. A step is 8 indices, so four words.
-Rows: int32 words [steps][4 rows][4 words]. Columns: int32 words [steps][4 words][8 columns].
+Rows: int32 words [steps][4 words][4 rows]. Columns: int32 words [steps][4 words][2 vectors][8 columns]; a vector is two
+neighbouring digits of four elements: 0 and 1 in the first vector, 2 and 3 in the second.
 """
 
 from collections.abc import Callable
@@ -47,6 +50,12 @@ def _splat(builder: Any, value: Any) -> Any:
     return builder.shuffle_vector(vector, ir.Constant(_VECTOR, ir.Undefined), ir.Constant(_VECTOR, [0] * LANES))
 
 
+def _narrow_half(builder: Any, vector: Any, half: int) -> Any:
+    """Four of the eight lanes."""
+    lanes = ir.Constant(ir.VectorType(_I32, LANES // 2), list(range(LANES // 2 * half, LANES // 2 * (half + 1))))
+    return builder.shuffle_vector(vector, ir.Constant(_VECTOR, ir.Undefined), lanes)
+
+
 def _wide_splat(builder: Any, value: Any) -> Any:
     vector = builder.insert_element(ir.Constant(_RESULTS, ir.Undefined), value, ir.Constant(_I32, 0))
     zeros = ir.Constant(ir.VectorType(_I32, LANES // 2), [0] * (LANES // 2))
@@ -59,8 +68,7 @@ def _wide_constant(value: int) -> Any:
 
 def _half(builder: Any, vector: Any, half: int) -> Any:
     """Four of the eight lanes, widened to 64 bits."""
-    lanes = ir.Constant(ir.VectorType(_I32, LANES // 2), list(range(LANES // 2 * half, LANES // 2 * (half + 1))))
-    return builder.sext(builder.shuffle_vector(vector, ir.Constant(_VECTOR, ir.Undefined), lanes), _RESULTS)
+    return builder.sext(_narrow_half(builder, vector, half), _RESULTS)
 
 
 def _pair_products(builder: Any, row: Any, columns: Any) -> Any:
@@ -72,6 +80,19 @@ def _pair_products(builder: Any, row: Any, columns: Any) -> Any:
     return builder.add(
         builder.shuffle_vector(product, undefined, _EVEN), builder.shuffle_vector(product, undefined, _ODD)
     )
+
+
+def _pointer(context: Any, builder: Any, signature: Any, arguments: Any, argument: int, start: Any) -> Any:
+    array = context.make_array(signature.args[argument])(context, builder, arguments[argument])
+    return builder.gep(array.data, [start])
+
+
+def _at(builder: Any, base: Any, offset: int, kind: Any) -> Any:
+    return builder.bitcast(builder.gep(base, [ir.Constant(_I64, offset)]), ir.PointerType(kind))
+
+
+def _accumulate(builder: Any, slot: Any, value: Any) -> None:
+    builder.store(builder.add(builder.load(slot), value), slot)
 
 
 def _products(group_words: int | None) -> Callable[..., Any]:
@@ -90,24 +111,16 @@ def _products(group_words: int | None) -> Callable[..., Any]:
         steps: Any,
         results: Any,
         stride: Any,
-        start0: Any,
+        start: Any,
         shift0: Any,
-        start1: Any,
         shift1: Any,
     ) -> tuple[Any, Callable[..., Any]]:
-        integers = [types.int64] * 5
+        integers = [types.int64] * 4
         signature = types.void(rows, types.int64, columns, types.int64, types.int64, results, *integers)
 
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             def pointer(argument: int, start: Any) -> Any:
-                array = context.make_array(signature.args[argument])(context, builder, arguments[argument])
-                return builder.gep(array.data, [start])
-
-            def at(base: Any, offset: int, kind: Any) -> Any:
-                return builder.bitcast(builder.gep(base, [ir.Constant(_I64, offset)]), ir.PointerType(kind))
-
-            def accumulate(slot: Any, value: Any) -> None:
-                builder.store(builder.add(builder.load(slot), value), slot)
+                return _pointer(context, builder, signature, arguments, argument, start)
 
             row_base, column_base = pointer(0, arguments[1]), pointer(2, arguments[3])
             zero = ir.Constant(_VECTOR, None)
@@ -115,22 +128,24 @@ def _products(group_words: int | None) -> Callable[..., Any]:
             highs = [_variable(builder, zero) for _ in range(ROWS if group_words else 0)]
             with cgutils.for_range(builder, arguments[4], intp=_I64) as loop:
                 words = builder.gep(row_base, [builder.mul(loop.index, ir.Constant(_I64, ROWS * STEP_WORDS))])
-                vectors = builder.gep(column_base, [builder.mul(loop.index, ir.Constant(_I64, STEP_WORDS * LANES))])
-                loaded = [builder.load(at(vectors, LANES * k, _VECTOR), align=4) for k in range(STEP_WORDS)]
+                vectors = builder.gep(column_base, [builder.mul(loop.index, ir.Constant(_I64, 2 * STEP_WORDS * LANES))])
+                loaded = [
+                    builder.load(_at(builder, vectors, 2 * LANES * k, _VECTOR), align=4) for k in range(STEP_WORDS)
+                ]
                 for row in range(ROWS):
                     group = None
                     for k in range(STEP_WORDS):
-                        word = builder.load(at(words, STEP_WORDS * row + k, _I32))
+                        word = builder.load(_at(builder, words, ROWS * k + row, _I32))
                         product = _pair_products(builder, _splat(builder, word), loaded[k])
                         if group_words is None:
-                            accumulate(totals[row], product)
+                            _accumulate(builder, totals[row], product)
                             continue
                         group = product if group is None else builder.add(group, product)
                         if (k + 1) % group_words == 0:
-                            accumulate(totals[row], group)
+                            _accumulate(builder, totals[row], group)
                             if group_words == 1:
                                 group = builder.add(group, ir.Constant(_VECTOR, [-1] * LANES))
-                            accumulate(highs[row], builder.ashr(group, ir.Constant(_VECTOR, [16] * LANES)))
+                            _accumulate(builder, highs[row], builder.ashr(group, ir.Constant(_VECTOR, [16] * LANES)))
                             group = None
             taken = builder.mul(arguments[4], ir.Constant(_I64, STEP_WORDS if group_words == 1 else 0))
             for row in range(ROWS):
@@ -143,9 +158,9 @@ def _products(group_words: int | None) -> Callable[..., Any]:
                         low = builder.and_(low, _wide_constant(0xFFFFFFFF))
                         value = builder.add(builder.add(high, low), away)
                     # By halves, because a shift by all 64 bits at once is undefined.
-                    shift = _wide_splat(builder, builder.lshr(arguments[8 + 2 * half], ir.Constant(_I64, 1)))
+                    shift = _wide_splat(builder, builder.lshr(arguments[8 + half], ir.Constant(_I64, 1)))
                     value = builder.shl(builder.shl(value, shift), shift)
-                    start = builder.add(arguments[7 + 2 * half], builder.mul(arguments[6], ir.Constant(_I64, row)))
+                    start = builder.add(arguments[7], builder.mul(arguments[6], ir.Constant(_I64, row)))
                     target = builder.bitcast(pointer(5, start), ir.PointerType(_RESULTS))
                     builder.store(builder.add(builder.load(target, align=8), value), target, align=8)
             return context.get_dummy_value()
@@ -155,12 +170,64 @@ def _products(group_words: int | None) -> Callable[..., Any]:
     return intrinsic(products)
 
 
+def _narrow_products(
+    _context: Any,
+    rows: Any,
+    _row_start: Any,
+    columns: Any,
+    _column_start: Any,
+    _steps: Any,
+    results: Any,
+    _stride: Any,
+    _start: Any,
+) -> tuple[Any, Callable[..., Any]]:
+    """As a numba intrinsic: all four digits' sums of four rows and four elements stay in eight registers."""
+    signature = types.void(rows, types.int64, columns, types.int64, types.int64, results, types.int64, types.int64)
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        def pointer(argument: int, start: Any) -> Any:
+            return _pointer(context, builder, signature, arguments, argument, start)
+
+        row_base, column_base = pointer(0, arguments[1]), pointer(2, arguments[3])
+        sums = [[_variable(builder, ir.Constant(_VECTOR, None)) for _ in range(2)] for _ in range(ROWS)]
+        count = builder.mul(arguments[4], ir.Constant(_I64, STEP_WORDS))
+        # One word a turn: with more, LLVM loads ahead what the registers cannot hold.
+        with cgutils.for_range(builder, count, intp=_I64) as loop:
+            words = builder.gep(row_base, [builder.mul(loop.index, ir.Constant(_I64, ROWS))])
+            vectors = builder.gep(column_base, [builder.mul(loop.index, ir.Constant(_I64, 2 * LANES))])
+            pair = [builder.load(_at(builder, vectors, LANES * upper, _VECTOR), align=4) for upper in range(2)]
+            for row in range(ROWS):
+                word = _splat(builder, builder.load(_at(builder, words, row, _I32)))
+                for upper in range(2):
+                    _accumulate(builder, sums[row][upper], _pair_products(builder, word, pair[upper]))
+        for row in range(ROWS):
+            lower, upper = builder.load(sums[row][0]), builder.load(sums[row][1])
+            low = builder.add(_half(builder, lower, 0), builder.shl(_half(builder, lower, 1), _wide_constant(16)))
+            sixteen = ir.Constant(ir.VectorType(_I32, LANES // 2), [16] * (LANES // 2))
+            high = builder.add(_narrow_half(builder, upper, 0), builder.shl(_narrow_half(builder, upper, 1), sixteen))
+            value = builder.add(low, builder.shl(builder.zext(high, _RESULTS), _wide_constant(32)))
+            place = builder.add(arguments[7], builder.mul(arguments[6], ir.Constant(_I64, row)))
+            target = builder.bitcast(pointer(5, place), ir.PointerType(_RESULTS))
+            builder.store(builder.add(builder.load(target, align=8), value), target, align=8)
+        return context.get_dummy_value()
+
+    return signature, generate
+
+
 wrapping_products = _products(None)
-"""(rows, row_start, columns, column_start, steps, results, stride, start0, shift0, start1, shift1): add products
-mod 2^32, shifted, to flat `results` int64 at start + stride * row, four columns each. Shifts are even, 0 to 64."""
+"""(rows, row_start, columns, column_start, steps, results, stride, start, shift0, shift1): add one vector's products
+mod 2^32, its halves shifted by shift0 and shift1, to flat `results` int64 at start + stride * row. Shifts are even,
+0 to 64."""
 exact_products_4 = _products(4)
 """The same with exact sums, rows' digits below 2^13 in size."""
 exact_products_2 = _products(2)
 """The same with exact sums, rows' digits below 2^14 in size."""
 exact_products_1 = _products(1)
 """The same with exact sums of any digits."""
+narrow_products: Callable[..., Any] = intrinsic(_narrow_products)
+"""(rows, row_start, columns, column_start, steps, results, stride, start): add the products of four elements, all
+digits, mod 2^64, to flat `results` int64 at start + stride * row.
+
+The absolute values of a row's digits in these steps add up to less than 2^16, so that sums with the digits 0 and 1 stay
+inside 32 bits. Those with 2 and 3 may wrap: they count mod 2^32.
+"""

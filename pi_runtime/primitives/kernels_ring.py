@@ -1,4 +1,7 @@
-"""Compiled bit packing: elements of a few bits each, one after the other, little endian in bits and bytes."""
+"""Compiled loops over ring elements: bit packing, and the end of a truncated product.
+
+Packed elements have a few bits each, one after the other, little endian in bits and bytes.
+"""
 
 from typing import Any
 
@@ -37,3 +40,10 @@ def unpack_bits(packed: Any, bits: int, values: Any) -> None:
         values[i] = pending & mask
         pending >>= np.uint64(bits)
         pending_bits -= bits
+
+
+@kernel(writes("int64"), reads("int64"), "int64")
+def add_and_shift(product: Any, share: Any, shift: int) -> None:
+    """product = (product + share) >> shift, arithmetic, in place: one pass over memory instead of two."""
+    for i in range(product.shape[0]):
+        product[i] = (product[i] + share[i]) >> shift

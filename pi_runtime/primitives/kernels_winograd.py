@@ -54,12 +54,15 @@ def fill_panels(images: Any, corners: Any, width: int, quads: int, panels: Any) 
                 transform_patches(images[2 * pair + 1], block, width, high)
             else:
                 high[:] = 0
+            start = 2 * LANES * (quad * words + pair)
             for place in range(16):
-                for digit in range(4):
-                    column = (digit & 1) * quads + quad
-                    target = ((digit >> 1) * quads + column // 2) * words * LANES + pair * LANES + 4 * (column & 1)
-                    for tile in range(4):
-                        panels[place, target + tile] = digit_word(low[place, tile], high[place, tile], digit)
+                # Digit by digit in one turn: so LLVM does the four tiles at once.
+                for tile in range(4):
+                    pair_low, pair_high = low[place, tile], high[place, tile]
+                    panels[place, start + tile] = digit_word(pair_low, pair_high, 0)
+                    panels[place, start + 4 + tile] = digit_word(pair_low, pair_high, 1)
+                    panels[place, start + 8 + tile] = digit_word(pair_low, pair_high, 2)
+                    panels[place, start + 12 + tile] = digit_word(pair_low, pair_high, 3)
 
 
 @inlined
@@ -99,6 +102,7 @@ def winograd_blocks(
     quads: int,
     weights: Any,
     group_words: int,
+    narrow_steps: int,
     first_block: int,
     last_block: int,
     first_row: int,
@@ -123,9 +127,9 @@ def winograd_blocks(
             panel = panels[place]
             for row in range(first_row, last_row):
                 tile = products[row - first_row, place]
-                for digit in range(digits):
-                    start = ((place * digits + digit) * row_groups + row) * row_words
-                    add_products(flat, start, digit, group_words, panel, quads, words, tile)
+                start = (place * digits * row_groups + row) * row_words
+                digit_words = row_groups * row_words
+                add_products(flat, start, row_words, digits, digit_words, group_words, narrow_steps, panel, quads, tile)
         for row in range(first_row, last_row):
             tiles = products[row - first_row].reshape(places, ROWS, size)
             store_tiles(tiles, row, block * size, tiles_high, tiles_wide, output)

@@ -22,6 +22,7 @@ client.
 """
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -100,6 +101,7 @@ class GateLayout:
         return 8 * count + packed_bytes(count, self.opened_bits)
 
 
+@cache
 def gate_layout(ring_bits: int) -> GateLayout:
     """The layout for a ring of `ring_bits` bits (4 to 32): two chunks up to 20 bits, three beyond, as even as possible.
 
@@ -262,5 +264,6 @@ def _client_half(layout: GateLayout, count: int, client: Stream) -> tuple[U64, U
     return words, client.octets(count * layout.table_bytes).reshape(count, layout.table_bytes)
 
 
+@cache
 def _chunk_array(layout: GateLayout) -> NDArray[np.int64]:
     return np.array(layout.chunks, np.int64)

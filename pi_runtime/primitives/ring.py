@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pi_runtime.errors import LocalProtocolError, RemoteProtocolError
-from pi_runtime.primitives.kernels_ring import pack_bits, unpack_bits
+from pi_runtime.primitives.kernels_ring import add_and_shift, pack_bits, unpack_bits
 
 U64 = NDArray[np.uint64]
 I64 = NDArray[np.int64]
@@ -71,6 +71,14 @@ def encode(values: NDArray[Any], frac_bits: int) -> I64:
 def decode(values: NDArray[Any], frac_bits: int) -> F64:
     """Fixed point read back as real numbers, values / 2**frac_bits, float64 of the same shape."""
     return np.ldexp(as_signed(values).astype(np.float64), -frac_bits)
+
+
+def add_then_truncate(product: I64, share: NDArray[np.int64], shift: int) -> None:
+    """product = (product + share) >> shift, arithmetic and elementwise, in place; both int64 of one shape, C order."""
+    assert product.flags.c_contiguous, "a copy would be shifted instead"
+    if product.shape != share.shape:
+        raise LocalProtocolError(f"share must have the shape {product.shape} of the product, got {share.shape}")
+    add_and_shift(product.reshape(-1), np.require(share, np.int64, ["C", "A"]).reshape(-1), shift)
 
 
 def packed_bytes(count: int, bits: int) -> int:

@@ -2,7 +2,8 @@
 
 Weights and elements are cut into balanced 16-bit digits. Products of digits that fall beyond 2^64 are left out; of the
 rest only those at 2^0 and 2^16 need exact sums, the others may wrap at 32 bits (`kernels_madd`). Weights of up to 16
-bits are one digit, which makes four products an element; weights uniform mod 2^64, as offline, make twelve.
+bits are one digit, which makes four products an element, and in runs whose absolute values stay below 2^16 plain sums
+do; weights uniform mod 2^64, as offline, make twelve.
 
 A 3x3 convolution at stride 1, of eight channels or more, whose weights are all multiples of 4 runs as Winograd's F(2x2,
 3x3): 1/2.25 of the products, the same exact result. So quantise such a layer's weights to multiples of 4 with two more
@@ -14,7 +15,7 @@ Legend: B batch, C input channels, O output channels, H, W input size, H', W' ou
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from itertools import pairwise
 from typing import Any
 
@@ -42,6 +43,8 @@ class PackedConv:
     """[groups, places, digits, row groups of four channels, words]; places: 16 of a Winograd patch, or 1."""
     group_words: int
     """Words a row whose products cannot leave 32 bits."""
+    narrow_steps: int
+    """Steps whose sums cannot leave 32 bits, for weights of one digit; 0 where a single step may."""
     shape: tuple[int, int, int, int]
     """O, C / groups, kernel height and width."""
     stride: tuple[int, int]
@@ -99,9 +102,11 @@ def pack_weights(
         patch_digits = _digits(patches)
         if len(patch_digits) <= len(digits):
             digits = patch_digits
+    words = _pack_digits(digits)
     return PackedConv(
-        words=_pack_digits(digits),
+        words=words,
         group_words=_group_words(digits),
+        narrow_steps=_narrow_steps(words) if len(digits) == 1 else 0,
         shape=(outputs, channels, height, width),
         stride=stride,
         pads=pads,
@@ -172,6 +177,19 @@ def _group_words(digits: list[NDArray[np.int16]]) -> int:
     return 2 if largest >= 1 << 13 else 4
 
 
+def _narrow_steps(words: NDArray[np.int32]) -> int:
+    """Steps of `PackedConv.words` in which no row's absolute values add up to 2^16, so that no sum leaves 32 bits."""
+    sizes = np.abs(words.view(np.int16).astype(np.int32))
+    steps = int(words.shape[-1]) // (ROWS * STEP_WORDS)
+    sizes = sizes.reshape(-1, steps, STEP_WORDS, ROWS, 2).sum((2, 4))
+    for parts in range(1, steps + 1):
+        length = -(-steps // parts)
+        runs = np.add.reduceat(sizes, range(0, steps, length), axis=1)
+        if int(runs.max(initial=0)) < 1 << 16:
+            return length
+    return 0
+
+
 def _pack_digits(digits: list[NDArray[np.int16]]) -> NDArray[np.int32]:
     """Digits [groups, places, O, C, taps] as `PackedConv.words`; terms in the order channel pair, tap, channel."""
     groups, places, outputs, channels, taps = digits[0].shape
@@ -179,14 +197,14 @@ def _pack_digits(digits: list[NDArray[np.int16]]) -> NDArray[np.int32]:
     steps = -(-pairs * taps // STEP_WORDS)
     if steps * STEP_WORDS > _MAX_WORDS:
         raise LocalProtocolError(f"a sum may have {2 * _MAX_WORDS} terms, got {channels * taps}; split the layer")
-    words = np.zeros((groups, places, len(digits), row_groups, steps, ROWS, STEP_TERMS), np.int16)
+    words = np.zeros((groups, places, len(digits), row_groups, steps * STEP_WORDS, ROWS, 2), np.int16)
     for index, digit in enumerate(digits):
         paired = np.zeros((groups, places, outputs, 2 * pairs, taps), np.int16)
         paired[..., :channels, :] = digit
         terms = paired.reshape(groups, places, outputs, pairs, 2, taps).swapaxes(4, 5)
         rows = np.zeros((groups, places, row_groups * ROWS, steps * STEP_TERMS), np.int16)
         rows[:, :, :outputs, : 2 * pairs * taps] = terms.reshape(groups, places, outputs, -1)
-        words[:, :, index] = rows.reshape(groups, places, row_groups, ROWS, steps, STEP_TERMS).swapaxes(3, 4)
+        words[:, :, index] = rows.reshape(groups, places, row_groups, ROWS, steps * STEP_WORDS, 2).swapaxes(3, 4)
     return words.view(np.int32).reshape(groups, places, len(digits), row_groups, -1)
 
 
@@ -213,6 +231,7 @@ def _direct(x: I64, packed: PackedConv, group: int, output: I64, threads: int) -
             quads,
             words,
             packed.group_words,
+            packed.narrow_steps,
             first_block,
             last_block,
             first_row,
@@ -245,6 +264,7 @@ def _winograd(x: I64, packed: PackedConv, group: int, output: I64, threads: int)
             quads,
             words,
             packed.group_words,
+            packed.narrow_steps,
             first_block,
             last_block,
             first_row,
@@ -255,11 +275,13 @@ def _winograd(x: I64, packed: PackedConv, group: int, output: I64, threads: int)
     _split(blocks, corners.size // (4 * quads), words.shape[2], threads)
 
 
+@lru_cache(maxsize=512)
 def _offsets(*axes: tuple[int, int]) -> I64:
-    """Offsets of all index tuples, C order, from a (count, step) for each axis."""
+    """Offsets of all index tuples, C order, from a (count, step) for each axis; read-only, for it is kept."""
     total = np.zeros(1, np.int64)
     for count, step in axes:
         total = (total[:, None] + np.arange(count) * step).reshape(-1)
+    total.flags.writeable = False
     return total
 
 

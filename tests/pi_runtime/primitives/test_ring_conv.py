@@ -80,6 +80,20 @@ def test_extremes_equal_python_integers(weight: int, element: int) -> None:
     assert output.reshape(-1).tolist() == [expected] * 5
 
 
+@pytest.mark.parametrize("total", [2**16 - 1, 2**16])
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("element", [-0x8000800080008000, 0x7FFF7FFF7FFF7FFF, -0x8000, 0x7FFF])
+def test_sums_at_the_edge_of_32_bits_equal_python_integers(total: int, sign: int, element: int) -> None:
+    # Runs of the plain sums: a row whose absolute values add up to `total` in its first step, and again in later ones.
+    step = [8192, 8191, 8192, 8192, 8192, 8192, 8192, total - 57343]
+    row = np.array([(step + [0] * 8) * 5 + step], np.int64) * sign
+    packed = pack_linear(row)
+    assert packed.narrow_steps == (2 if total < 2**16 else 0)
+    x = np.full((1, row.size), np.array(element & (2**64 - 1), np.uint64).view(np.int64))
+    expected = int(row.sum()) * element & (2**64 - 1)
+    assert int(linear_ring(x, packed)[0, 0]) & (2**64 - 1) == expected
+
+
 def test_long_sums_at_extremes_equal_python_integers() -> None:
     """The most terms a sum may have, each the largest: the accumulators' bound."""
     terms = 131_064
