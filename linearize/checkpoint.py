@@ -45,7 +45,7 @@ def load_checkpoint(
     that the checkpoint names; for networks that were given to `linearize.linearize`.
     Raises CheckpointError if the file is missing, truncated, of another program, or does not fit its own metadata.
     """
-    tensors, metadata = load_tensors(path)
+    metadata = read_metadata(path)
     missing = [key for key in _REQUIRED if key not in metadata]
     if missing:
         raise CheckpointError(
@@ -62,10 +62,26 @@ def load_checkpoint(
             network = build_network(metadata["network"], metadata["width"], metadata["num_classes"], shape)
         else:
             network = mask_relus(model, shape)
-        replaced = [name for name in tensors if name.endswith(".replacement")]
-        allocate_replacements(network, replaced, [tensors[name].shape for name in replaced])
-        network.load_state_dict(tensors)
-    except (RuntimeError, ConfigError, NetworkError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise CheckpointError(f"{path}: the tensors do not fit the network of the header ({reason})") from None
+    except (ConfigError, NetworkError) as error:
+        raise _does_not_fit(path, error) from None
+    load_into(network, path)
     return network, metadata
+
+
+def load_into(network: nn.Module, path: Path) -> None:
+    """Fill a network whose ReLUs are masked, in place, with the weights and masks of a checkpoint.
+
+    Raises CheckpointError as `load_checkpoint`.
+    """
+    tensors, _ = load_tensors(path)
+    replaced = [name for name in tensors if name.endswith(".replacement")]
+    allocate_replacements(network, replaced, [tensors[name].shape for name in replaced])
+    try:
+        network.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise _does_not_fit(path, error) from None
+
+
+def _does_not_fit(path: Path, error: Exception) -> CheckpointError:
+    reason = " ".join(str(error).split())[:200]
+    return CheckpointError(f"{path}: the tensors do not fit the network of the header ({reason})")

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from linearize.any_network import mask_relus
-from linearize.checkpoint import load_checkpoint
+from linearize.checkpoint import load_checkpoint, load_into
 from linearize.config import RunConfig
 from linearize.data import Dataset
 from linearize.errors import ConfigError
@@ -64,17 +64,19 @@ class GivenNetwork:
     """A module of the caller's, with its weights; it is not touched. num_classes: the logits that it returns."""
 
     def __init__(self, model: nn.Module, input_shape: Sequence[int]) -> None:
-        self._model = model
+        self._name = given_name(model)
         self._masked = mask_relus(model, input_shape)
         with torch.no_grad():
             self.num_classes = int(self._masked(torch.zeros(1, *input_shape)).shape[1])
 
     @property
     def facts(self) -> dict[str, Any]:
-        return {"network": given_name(self._model), "width": None}
+        return {"network": self._name, "width": None}
 
     def build(self) -> nn.Module:
         return deepcopy(self._masked)
 
     def load(self, path: Path) -> nn.Module:
-        return load_checkpoint(path, model=self._model)[0]
+        network = self.build()
+        load_into(network, path)
+        return network
