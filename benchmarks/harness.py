@@ -16,7 +16,8 @@ from benchmarks.bookkeeping import layer_rows, phase_rows
 from benchmarks.environment import describe_environment
 from benchmarks.errors import MeasureError, ResultsError
 from benchmarks.reference import reference_logits
-from benchmarks.schema import LOOPBACK, Results, Schedule, load_results
+from benchmarks.results_file import load_results
+from benchmarks.schema import LOOPBACK, Results, Schedule
 from benchmarks.subjects import SubjectFile, Subjects, load_subjects
 from benchmarks.sweep import Bay, Pair, Progress, Station, stations
 from pi_runtime.backend import Backend

@@ -13,9 +13,10 @@ from benchmarks.fit import cost_lines
 from benchmarks.headline import AGREEMENT_FLOOR, problems
 from benchmarks.layer_views import mask_tables
 from benchmarks.ratios import ratios
+from benchmarks.results_file import load_results
 from benchmarks.run_files import read_trajectory
-from benchmarks.schema import load_results
 from benchmarks.tables import print_tables
+from benchmarks.tiles import tiles
 from pi_runtime.files import write_text
 
 __all__ = ["print_tables", "write_report"]
@@ -61,7 +62,7 @@ def write_report(place: Path) -> Path:
         kinds={"mask": labels.MASKS, "weights": labels.WEIGHTS, "images": labels.IMAGES},
         problems=problems(results),
         agreement_floor=AGREEMENT_FLOOR,
-        tiles=views.tiles(results),
+        tiles=tiles(results),
         backends=views.backend_views(results),
         ratios=ratios(results),
         lines=cost_lines(results),

@@ -14,9 +14,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from benchmarks.errors import ResultsError
 from pi_runtime.files import write_text
 
 SCHEMA = 2
@@ -240,47 +239,6 @@ class Results(_Part):
             ConfigError: ``path`` cannot be written.
         """
         write_text(path, self.to_json())
-
-
-def load_results(path: Path) -> Results:
-    """Reads and checks a ``results.json``.
-
-    Raises:
-        ResultsError: it is missing, not JSON, of another schema, or breaks a rule of the schema (named).
-    """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        raise ResultsError(f"there is no {path}; make one with `pi-pipeline bench`") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise ResultsError(f"cannot read {path} ({error}); run `pi-pipeline bench` again") from error
-    return parse_results(text, origin=str(path))
-
-
-def parse_results(text: str, *, origin: str) -> Results:
-    """Checks a results document; ``origin`` names it in errors.
-
-    Raises:
-        ResultsError: as :func:`load_results`.
-    """
-    try:
-        document = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ResultsError(f"{origin} is not whole JSON ({error}); run `pi-pipeline bench` again") from error
-    schema = document.get("schema") if isinstance(document, dict) else None
-    if schema != SCHEMA:
-        raise ResultsError(
-            f"{origin} must be a results document of schema {SCHEMA}, got schema {schema!r};"
-            " run `pi-pipeline bench` again"
-        )
-    try:
-        return Results.model_validate_json(text)
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(step) for step in first["loc"]) or "the document"
-        raise ResultsError(
-            f"{origin} is damaged: {place}: {first['msg']}; correct it or run `pi-pipeline bench` again"
-        ) from error
 
 
 def _a_row_a_line(document: dict[str, object]) -> str:

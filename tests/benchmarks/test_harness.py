@@ -17,7 +17,8 @@ from tiny_network import save_network
 from benchmarks.errors import MeasureError
 from benchmarks.harness import BenchSettings, run_bench
 from benchmarks.headline import headline
-from benchmarks.schema import PHASES, Results, load_results
+from benchmarks.results_file import load_results
+from benchmarks.schema import PHASES, Results
 from benchmarks.subjects import SubjectFile, load_subjects
 from benchmarks.summary import layer_costs, phase_cost
 from benchmarks.sweep import stations
