@@ -102,7 +102,8 @@ def subject_files(
                 name=f"{source.label}/{file.name}" if several else file.name,
                 path=file.path,
                 images=source.images,
-                labels=source.labels,
+                # Under a random mask the network classifies at random; nobody should read it as an accuracy.
+                labels=None if file.mask == "random" else source.labels,
                 model=source.label if several else _name(load_onnx(source.network), source.label),
                 mask=file.mask,
                 weights=source.weights,

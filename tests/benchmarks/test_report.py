@@ -218,8 +218,8 @@ def test_a_sweep_shows_every_budget_its_mask_and_the_line_through_them(sweep_res
     page = read(path)
     for text in (
         "5 networks that keep from 200 to 30,720 ReLUs",
-        "6,000 6,000 30,720 random mask random weights noise no labels",
-        "all ReLUs 30,720 30,720 all ReLUs random weights noise no labels",
+        "6,000 6,000 30,720 random mask random weights noise not measured",
+        "all ReLUs 30,720 30,720 all ReLUs random weights noise not measured",
         "its accuracy says nothing",
         "online 15,000 15,000 70.0 ms",
         "preset resnet18 of width 4 online 40.0 ms 2.00 ms 1.0000 5",

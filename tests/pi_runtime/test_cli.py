@@ -221,6 +221,16 @@ def test_run_and_its_steps_end_to_end(call, tmp_path):
 
     for verb in (["export"], ["bench", *bench], ["report"]):
         assert call(*verb, "--run-dir", run_dir)[0] == 0
+    sweep = ["--budgets=300,trained,full", "--output", tmp_path / "sweep"]
+    code, out, err = call("bench", run_dir, *sweep, *bench)
+    assert code == 0, err
+    subjects = json.loads(out)["subjects"]
+    assert [(s["name"], s["relu_count"], s["mask"], s["weights"], s["images"]) for s in subjects] == [
+        ("300", 300, "random", "trained", "test"),
+        ("linearized", 700, "trained", "trained", "test"),
+        ("full", 1920, "all", "trained", "test"),
+    ]
+    assert [s["test_accuracy"] is None for s in subjects] == [True, False, False], "none for a random mask"
     code, _, err = call("run", *TINY, *bench, "--bcd.rt=3", "--run-dir", run_dir)
     assert code == 1
     assert "bcd.rt was 2, now 3" in one_line(err)
