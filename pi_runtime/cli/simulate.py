@@ -171,5 +171,5 @@ def _cells(row: Row) -> tuple[str, ...]:
         f"{row.rms_logit_error:.2g}",
         f"{row.ring_bits_min}-{row.ring_bits_max}",
         f"{row.wrapped_elements:,}",
-        f"{row.failure_rate:.1e}",
+        f"{row.failure_rate:.1e}" if row.failure_rate else "0",
     )

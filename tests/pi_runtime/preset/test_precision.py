@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 
 import numpy as np
 import onnxruntime
@@ -136,13 +137,11 @@ def test_elements_outside_their_ring_are_counted(subject, monkeypatch):
 
 def test_the_carried_plan_is_measured_and_refused_where_these_images_predict_too_much(subject, tmp_path):
     carried = with_plan(subject.graph, calibrate(subject.graph, subject.calibration, frac_bits=10).plan)
-    object.__setattr__(subject, "graph", carried)
-    (row,) = fill_table(subject, None, tmp_path / "p.json").rows
+    (row,) = fill_table(replace(subject, graph=carried), None, tmp_path / "p.json").rows
     assert (row.status, row.plan, row.frac_bits) == ("measured", "carried", 10)
     wide = calibrate(subject.graph, subject.calibration, frac_bits=16).plan
-    careless = type(wide)(**{**vars(wide), "weight_frac_bits": 24, "layer_weight_frac_bits": {}, "failure_rate": None})
-    object.__setattr__(subject, "graph", with_plan(subject.graph, careless))
-    (row,) = fill_table(subject, None, tmp_path / "q.json").rows
+    careless = replace(wide, weight_frac_bits=24, layer_weight_frac_bits={}, failure_rate=None)
+    (row,) = fill_table(replace(subject, graph=with_plan(subject.graph, careless)), None, tmp_path / "q.json").rows
     assert isinstance(row, Refused)
     assert "the plan of the graph predicts" in row.reason
 
@@ -160,8 +159,7 @@ def test_rows_are_kept_for_the_same_inputs_and_no_others(subject, tmp_path, monk
     second = fill_table(subject, [8, 10], path)
     assert measured == [8]
     assert second.rows[1] == first.rows[0]
-    object.__setattr__(subject, "fingerprint", "0" * 64)
-    assert len(fill_table(subject, [10], path).rows) == 1
+    assert len(fill_table(replace(subject, fingerprint="0" * 64), [10], path).rows) == 1
     assert measured == [8, 10]
 
 
