@@ -79,6 +79,8 @@ class FramePipe:
             PeerRefusal: it is an ERROR, which was read to its end.
             RemoteProtocolError: it is no frame, or nothing comes in time, or the peer went away.
         """
+        if self._closed:
+            raise RemoteProtocolError(f"the connection to {self.peer} is closed")
         while (header := self._decoder.next_header()) is None:
             self._decoder.feed(self._scratch[: self._read(self._scratch, deadline)])
         if header.kind is Kind.ERROR:

@@ -151,6 +151,12 @@ class Parties:
             thread.join(10)
 
 
+@pytest.fixture(scope="session")
+def parties_of():
+    """``parties_of(graph, directory)``: roles that outlive a test; nothing started yet, and to be closed."""
+    return Parties
+
+
 @pytest.fixture
 def preset_graph(make_net, tmp_path):
     """The small residual network with four of ten ReLUs kept."""
