@@ -53,9 +53,10 @@ def build_user_network(
     ReLUs are masked.
     Raises NetworkError (wrong name, no Module, other number of classes, see `mask_relus`), CheckpointError (weights).
     """
+    construct = _constructor(spec, num_classes, tuple(input_shape))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derived_seed(seed, "weights"))
-        model = _constructor(spec, num_classes, tuple(input_shape))()
+        model = construct()
     if not isinstance(model, nn.Module):
         raise NetworkError(f"{spec} must return a torch.nn.Module, got {type(model).__name__}")
     if weights is not None:
