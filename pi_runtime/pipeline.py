@@ -14,19 +14,17 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from pi_runtime.backend import Backend
 from pi_runtime.errors import ConfigError
 from pi_runtime.images import normalise
 from pi_runtime.onnx_graph import load_onnx, read_onnx
+from pi_runtime.progress import progress_bars
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -248,18 +246,3 @@ def _public_facts(facts: dict[str, Any]) -> dict[str, Any]:
     known = ("network", "width", "dataset", "class_names", "mean", "std", "relu_budget")
     name = facts["network"] if facts["width"] is None else f"{facts['network']} of width {facts['width']}"
     return {"name": name, "weights": "trained"} | {key: facts[key] for key in known if facts.get(key) is not None}
-
-
-@contextmanager
-def progress_bars() -> Iterator[Any]:
-    """Gives a function of (what, done, total) that shows each ``what`` as a bar on stderr."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True)) as bars:
-        tasks: dict[str, Any] = {}
-
-        def show(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = bars.add_task(what, total=total)
-            bars.update(tasks[what], completed=done, total=total)
-
-        yield show

@@ -99,9 +99,10 @@ def bench(
     else:
         from pi_runtime.budgets import parse_budgets
         from pi_runtime.cli.bench_models import BuiltIn, default_output, subject_files
+        from pi_runtime.progress import progress_bars
 
         target = output or run_dir or default_output(models)
-        with pipeline.progress_bars() as progress:
+        with progress_bars() as progress:
             subjects = subject_files(
                 models or (str(run_dir),),
                 budgets=None if budgets is None else parse_budgets(budgets),
