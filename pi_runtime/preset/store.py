@@ -55,7 +55,9 @@ class Lease(Closing):
         return mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
 
     def close(self) -> None:
-        self._file.close()
+        if not self._file.closed:
+            fcntl.flock(self._file, fcntl.LOCK_UN)  # a map would keep the lock
+            self._file.close()
 
 
 class BundleStore(Closing):
@@ -120,6 +122,8 @@ class BundleStore(Closing):
                 yield file
                 file.flush()
                 self._finish(bundle_id, file, part)
+                # Now, not with the descriptor: a map of the file that somebody still refers to would keep the lock.
+                fcntl.flock(file, fcntl.LOCK_UN)
             except BaseException:
                 with self._marks.transaction():
                     self._marks.mark_spent(bundle_id)

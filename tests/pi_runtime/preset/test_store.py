@@ -2,6 +2,7 @@
 racing processes, and after restoring old copies."""
 
 import json
+import mmap
 import os
 import secrets
 import shutil
@@ -91,6 +92,17 @@ def test_a_leased_bundle_is_in_use_for_everyone_else(store):
         pytest.raises(LocalProtocolError, match="in use"),
     ):
         other.open_material(bundle_id)
+
+
+def test_a_map_that_somebody_still_has_does_not_keep_a_bundle_in_use(store):
+    bundle_id = secrets.token_hex(16)
+    with store.adding(bundle_id, **KIND) as file:
+        file.truncate(8)
+        written = mmap.mmap(file.fileno(), 8)
+    with store.open_material(bundle_id) as lease:
+        read = lease.map()
+    with store.open_material(bundle_id) as lease:
+        assert written[:] == read[:] == lease.map()[:]
 
 
 def test_half_written_bundles_are_never_ready(store):
