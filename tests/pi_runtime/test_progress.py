@@ -60,6 +60,6 @@ def test_on_a_terminal_what_is_done_leaves_a_line_and_no_bar():
         show("other", 0, 1)
     text = out.getvalue()
     assert "[runs]: 2 in 0.0 s" in text
-    last_frame = text.rpartition("[runs]: 2 in 0.0 s")[2]
+    last_frame = text.rpartition("\x1b[2K")[2]  # what stands on the terminal in the end
     assert "other" in last_frame
     assert "[runs]" not in last_frame
