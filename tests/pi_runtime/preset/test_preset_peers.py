@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -72,3 +74,38 @@ def test_a_server_pins_the_name_of_its_dealer(idle_parties, caplog):
 def test_a_pinned_name_must_be_one_that_a_certificate_can_hold(flag):
     with pytest.raises(ConfigError, match=f"--{flag.replace('_', '-')} must be 1 to 64 letters.*got 'no name'"):
         Access(insecure_loopback=True, **{flag: "no name"})
+
+
+ENDS = [("client", "server"), ("client", "dealer"), ("server", "dealer")]
+
+
+def wrong_certificate(parties, fault, directory, role):
+    """An endpoint of ``role`` whose certificate is of another CA, or whose own CA alone is ours."""
+    make_certificates(directory, [Identity(role, role)])
+    if fault == "trusts ours":
+        shutil.copy(parties.certs / "ca.pem", directory)
+    credentials = load_credentials(directory, role)
+    return Endpoint(Identity(role, role), prg=PRG_ID, credentials=credentials, timeouts=parties.timeouts)
+
+
+@pytest.mark.parametrize("fault", ["foreign", "trusts ours"])
+def test_a_wrong_certificate_is_turned_away_by_every_role(idle_parties, tmp_path, caplog, fault):
+    idle_parties.make_certificates()
+    idle_parties.start_dealer()
+    idle_parties.start_server()
+    caplog.set_level("INFO", "pi_runtime.preset")
+    for caller, called in ENDS:
+        stranger = wrong_certificate(idle_parties, fault, tmp_path / f"{caller}-{called}", caller)
+        with pytest.raises(RemoteProtocolError, match="certificate"):
+            stranger.connect(getattr(idle_parties, called).address, called)
+    # And the other way: who is called has it, and the caller notices.
+    for caller, called in ENDS:
+        stranger = wrong_certificate(idle_parties, fault, tmp_path / f"{called}-for-{caller}", called)
+        with stranger.listen("127.0.0.1:0") as listener, ThreadPoolExecutor(1) as pool:
+            honest = pool.submit(idle_parties.endpoint(caller).connect, listener.address, called)
+            with pytest.raises(RemoteProtocolError):
+                stranger.greet(listener.accept(timeout_s=10), (caller,))
+            with pytest.raises(RemoteProtocolError, match="certificate is refused"):
+                honest.result(20)
+    assert not any(record.exc_info for record in caplog.records)
+    idle_parties.assert_serves(idle_parties.client()[0])
