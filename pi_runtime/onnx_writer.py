@@ -240,8 +240,9 @@ class OnnxWriter:
             "dilation" if node.target is F.max_pool2d else "ceil_mode",
         )
         given = dict(zip(names, _args(node), strict=False)) | _kwargs(node)
-        unusual = set(given) - {"input", "kernel_size", "stride", "padding", "ceil_mode", "count_include_pad"}
-        _require(node, not unusual, f"{', '.join(sorted(unusual))} is not supported")
+        plain = {"dilation": 1, "return_indices": False, "divisor_override": None}  # torch.fx writes some of them out
+        unusual = [key for key, value in plain.items() if given.get(key, value) not in (value, (value, value))]
+        _require(node, not unusual, f"{', '.join(unusual)} is not supported")
         operator_type = "MaxPool" if node.target is F.max_pool2d else "AveragePool"
         self._pool(
             node,
