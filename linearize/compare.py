@@ -8,7 +8,6 @@ A finished run is read, not run again; an unfinished one resumes by itself. Seve
 directory if their seeds, budgets or variants differ; a last call for the whole grid then writes the whole table.
 """
 
-import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from linearize.comparison import (
     write_comparison,
 )
 from linearize.config import RunConfig, flatten
+from linearize.files import write_atomic
 from linearize.progress import Reporter
 from linearize.run import run_linearization, train_baseline
 from linearize.run_dir import RunDir, open_run
@@ -57,7 +57,8 @@ def compare(plan: Plan, output: Path, reporter: Reporter | None = None) -> Compa
     for number, cell in enumerate(grid):
         run_dir = output / "cells" / cell.directory
         reporter.log(f"compare: {number + 1}/{len(grid)}, {cell.directory}")
-        if not _is_finished(run_dir, cell.config):
+        finished = _is_finished(run_dir, cell.config)
+        if not finished:
             _share_reference(run_dir, cell, [other for other in grid if other is not cell], output)
             run_linearization(cell.config, run_dir, reporter)
         final = read_metadata(run_dir / "linearized.safetensors")
@@ -71,8 +72,9 @@ def compare(plan: Plan, output: Path, reporter: Reporter | None = None) -> Compa
             cells=done,
             table=tabulate(done),
         )
-        write_comparison(output, comparison)
-        draw_figures(comparison, output, plan.published)
+        if not finished or number == len(grid) - 1:
+            write_comparison(output, comparison)
+            draw_figures(comparison, output, plan.published)
     return comparison
 
 
@@ -94,9 +96,7 @@ def _share_reference(run_dir: Path, cell: Cell, others: Iterable[Cell], output: 
         made = RunDir(output / "cells" / other.directory, other.config.method, other.config.reference).reference
         if _has_reference(other.config) and made.exists() and _same_reference(cell.config, other.config):
             with open_run(run_dir, cell.config):
-                temporary = made.with_name(f".{wanted.name}.copy.tmp")
-                shutil.copyfile(made, temporary)
-                temporary.replace(wanted)
+                write_atomic(wanted, made.read_bytes())
             return
 
 

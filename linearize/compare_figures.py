@@ -82,6 +82,9 @@ def _draw_curves(axes: Axes, table: Sequence[Row], scale: float) -> None:
             label=variant,
         )
     axes.set_xscale("log")
+    budgets = sorted({row.relu_budget for row in table})
+    axes.set_xticks(budgets, [f"{budget:,}" for budget in budgets])
+    axes.set_xticks([], minor=True)
     axes.set_xlabel("ReLUs")
 
 

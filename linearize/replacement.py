@@ -1,6 +1,6 @@
 """What a removed ReLU becomes where it is not the identity: a polynomial of its channel, trained with the weights.
 
-Degree 1, a*x + b, is linear: secure inference pays nothing for it. Degree 2 is AutoReP's (Peng et al., ICCV 2023).
+Degree 1, a*x + b, is linear: secure inference compares nothing for it. Degree 2 is AutoReP's (Peng et al., ICCV 2023).
 
 Legend: B batch, C channels, H and W rows and columns of an activation.
 """
