@@ -1,64 +1,47 @@
 """Block coordinate descent on a binary ReLU mask (arXiv 2511.11781): search, finetune, log, resume.
 
-Candidates are scored on all training images without augmentation, in eval mode, with the weights frozen. After a
-commit, and after a finetune, the reference is what the network then scores. The last block is shortened so that the
-budget is met exactly. (The authors' prototype scores augmented images, lets its reference drift, and overshoots.)
+Candidates are scored on training images without augmentation, in eval mode, with the weights frozen. After a commit,
+and after a finetune, the reference is what the network then scores. The last block is shortened so that the budget is
+met exactly. (The authors' prototype scores augmented images, lets its reference drift, and overshoots; the second is
+the option `drift`.) What goes beyond the paper is off by default: see `linearize.config.BcdConfig`.
 """
 
-import json
 import time
-from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from linearize.bcd_search import Score, Scorer, search_step
+from linearize.bcd_finetune import finetune_images, finetune_step
+from linearize.bcd_log import Acceptance, StepLog
+from linearize.bcd_step import Found, Layers, StepSearch
 from linearize.config import BcdConfig
-from linearize.data import Dataset, ordered_batches
-from linearize.files import write_atomic
-from linearize.finetune import finetune
-from linearize.relu_mask import get_relu_mask, layer_counts, relu_count, set_relu_mask
-from linearize.rng import generator
+from linearize.meter import monitoring
+from linearize.ranks import Ranks, share_context
+from linearize.relu_mask import layer_counts, relu_count
+from linearize.scoring import Reference, Scoring
 from linearize.stage import StageContext
 from linearize.train import Teacher, accuracy
 
 
-def network_scorer(model: nn.Module, data: Dataset, batch_size: int) -> Scorer:
-    """Score masks by the errors of a network on the training images; leaves the last mask scored in the network."""
-    batches = list(ordered_batches(data, data.train, batch_size))
+@dataclass
+class Progress:
+    """What a run has come to between steps, or before the finetune of one (found: the search's part of its record).
 
-    @torch.inference_mode()
-    def score(kept: Tensor, stop_at: int | None) -> Score:
-        set_relu_mask(model, kept)
-        model.eval()
-        errors = images = 0
-        for inputs, labels in batches:
-            errors += int((model(inputs).argmax(1) != labels).sum())
-            images += len(labels)
-            if stop_at is not None and errors >= stop_at:
-                break
-        return Score(errors, images)
+    budget_steps: at the budget. settled: nothing is left to try there. drift_errors: the reference that drifts.
+    """
 
-    return score
-
-
-class StepLog:
-    """bcd.jsonl: one JSON object a line, one line a finished step."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def keep_first(self, steps: int) -> None:
-        """Drop what an interrupted run wrote after its last saved step: further lines, a torn line."""
-        lines = self._path.read_bytes().splitlines(keepends=True) if self._path.exists() else []
-        write_atomic(self._path, b"".join(lines[:steps]))
-
-    def append(self, record: Mapping[str, Any]) -> None:
-        """Add a line and flush it."""
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+    start_count: int
+    step: int = 0
+    finetunes: int = 0
+    budget_steps: int = 0
+    settled: bool = False
+    drift_errors: int | None = None
+    full_counts: list[int] = field(default_factory=list)
+    closing: list[int] = field(default_factory=list)
+    acceptance: dict[str, float] = field(default_factory=dict)
+    found: dict[str, Any] | None = None
 
 
 def bcd(
@@ -68,105 +51,160 @@ def bcd(
     settings: BcdConfig,
     context: StageContext,
     log_path: Path,
+    ranks: Ranks = Ranks(),  # noqa: B008 - immutable
 ) -> dict[str, Any]:
     """Remove ReLUs from a network, in place, until exactly relu_budget are left.
 
-    Each finished step is a line of log_path: step, relu_count, block (ReLUs removed), accepted, finetuned, tries
-    (errors and images of each candidate), accuracies in percent on the training images (reference_accuracy before the
-    step, searched_accuracy after the removal, train_accuracy at the end), val_accuracy, layer_counts, search_s,
-    finetune_s.
-    Returns {"steps", "finetunes"}. Resumes from its state in context.
+    Each finished step is a line of log_path (accuracies in percent; of training images unless said otherwise):
+    step, relu_count, layer_counts, block (ReLUs removed), exchanged (given back for as many others), moved (a layer was
+    emptied or its emptying begun), accepted, finetuned; tries (kind, errors, images, drop in points of each candidate),
+    acceptance (accepted tries over tries of this step), uniform_p (running estimate for random blocks, this step
+    included) and predicted_success (1 - (1 - p)^RT from the estimate before it);
+    reference_accuracy (before the step), searched_accuracy (after the search), train_accuracy (at the end), all three
+    on accuracy_images; val_accuracy; search_images (scored), gradient_images (of the worth of ReLUs, also sent
+    backward), reference_images (to measure the reference), finetune_images (also sent backward); search_s, finetune_s.
+    Work that every rank repeats is counted once.
+
+    Returns {"steps", "finetunes"}. Resumes from its state in context. All ranks call this together; only the first one
+    writes, and the masks are those of one rank alone unless `finetune_ranks` is ddp.
     """
-    images = len(context.data.train)
-    scorer = network_scorer(model, context.data, settings.eval_batch_size)
-    state = context.state("bcd")
-    log = StepLog(log_path)
-    progress: dict[str, Any] = {"step": 0, "finetunes": 0, "reference_errors": None, "found": None}
-    saved = state.load()
-    if saved is not None:
-        model.load_state_dict(saved[0])
-        progress = saved[1]
-    log.keep_first(progress["step"])
-    if progress["reference_errors"] is None:
-        progress["reference_errors"] = scorer(get_relu_mask(model), None).errors
+    return _Descent(model, teacher, relu_budget, settings, context, log_path, ranks).run()
 
-    def percent(errors: int) -> float:
-        return 100 * (images - errors) / images
 
-    steps_left = -((relu_budget - relu_count(model)) // settings.drc)
-    with context.reporter.task("bcd", progress["step"] + steps_left) as task:
-        task.advance(progress["step"])
-        while progress["found"] is not None or relu_count(model) > relu_budget:
-            step, reference_errors = progress["step"], progress["reference_errors"]
-            found = progress["found"]
-            if found is None:
-                found = progress["found"] = _search(model, relu_budget, settings, context, scorer, progress)
-                if _needs_finetune(found, settings):
-                    state.save(model.state_dict(), progress)
-            errors = found["errors"]
-            started = time.monotonic()
-            if _needs_finetune(found, settings):
-                finetune(model, teacher, settings.finetune, context, stage=f"bcd_finetune/{step}", name="bcd_finetune")
-                errors = scorer(get_relu_mask(model), None).errors
-                progress["finetunes"] += 1
-            record = {
-                "step": step,
-                "relu_count": relu_count(model),
-                "block": found["block"],
-                "accepted": found["accepted"],
-                "finetuned": _needs_finetune(found, settings),
-                "tries": found["tries"],
-                "reference_accuracy": percent(reference_errors),
-                "searched_accuracy": percent(found["errors"]),
-                "train_accuracy": percent(errors),
-                "val_accuracy": accuracy(model, context.data, context.data.val),
-                "layer_counts": layer_counts(model),
-                "search_s": found["search_s"],
-                "finetune_s": round(time.monotonic() - started, 3),
-            }
-            log.append(record)
-            progress |= {"step": step + 1, "reference_errors": errors, "found": None}
-            state.save(model.state_dict(), progress)
-            context.state("bcd_finetune").clear()
-            task.advance()
-            task.say(
-                f"{record['relu_count']:,} ReLUs, {'accepted' if found['accepted'] else 'least bad'} of "
-                f"{len(found['tries'])}, train accuracy {record['train_accuracy']:.2f} %, "
-                f"validation {record['val_accuracy']:.2f} %"
+class _Descent:
+    def __init__(
+        self,
+        model: nn.Module,
+        teacher: Teacher,
+        relu_budget: int,
+        settings: BcdConfig,
+        context: StageContext,
+        log_path: Path,
+        ranks: Ranks,
+    ) -> None:
+        self._model, self._teacher, self._budget, self._settings = model, teacher, relu_budget, settings
+        self._context, self._shared = context, share_context(context, ranks)
+        self._scoring = Scoring(model, context.data, settings, context.seed)
+        self._log = StepLog(log_path, write=ranks.first)
+        self._state = self._shared.state("bcd")
+
+    def run(self) -> dict[str, Any]:
+        progress, reference = self._resume()
+        self._log.keep_first(progress.step)
+        total = progress.start_count - self._budget
+        with self._shared.reporter.task("bcd", total) as task:
+            task.advance(progress.start_count - relu_count(self._model))
+            while progress.found is not None or not self._finished(progress):
+                before = relu_count(self._model)
+                reference, record = self._step(progress, reference)
+                task.advance(before - record["relu_count"])
+                task.say(
+                    f"{record['relu_count']:,} ReLUs, {'accepted' if record['accepted'] else 'least bad'} of "
+                    f"{len(record['tries'])}, train accuracy {record['train_accuracy']:.2f} %, "
+                    f"validation {record['val_accuracy']:.2f} %"
+                )
+        return {"steps": progress.step, "finetunes": progress.finetunes}
+
+    def _finished(self, progress: Progress) -> bool:
+        if relu_count(self._model) > self._budget:
+            return False
+        if self._settings.objective == "latency":
+            return progress.settled
+        return progress.settled or progress.budget_steps >= self._settings.exchange_steps
+
+    def _step(self, progress: Progress, reference: Reference) -> tuple[Reference, dict[str, Any]]:
+        """One step, or the rest of one that was interrupted in its finetune."""
+        settings, images = self._settings, self._scoring.images
+        if progress.found is None:
+            progress.found, reference = self._search(progress, reference)
+            if progress.found["finetuned"]:
+                self._save(progress, reference)
+        record = dict(progress.found)
+        started = time.monotonic()
+        if record["finetuned"]:
+            finetune_step(self._model, self._teacher, settings, self._context, self._shared, progress.step)
+            progress.finetunes += 1
+        finetuned_s = time.monotonic() - started
+        if record["finetuned"] or settings.scoring == "racing":
+            reference = self._scoring.measure(progress.step + 1)
+        record |= {
+            "relu_count": relu_count(self._model),
+            "layer_counts": layer_counts(self._model),
+            "train_accuracy": reference.accuracy,
+            "val_accuracy": self._validation_accuracy(),
+            "reference_images": record["reference_images"] + self._scoring.take_measured(),
+            "finetune_images": finetune_images(settings, images) if record["finetuned"] else 0,
+            "finetune_s": round(finetuned_s, 3),
+        }
+        self._log.append(record)
+        progress.step += 1
+        progress.found = None
+        self._save(progress, reference)
+        self._shared.state("bcd_finetune").clear()
+        return reference, record
+
+    def _search(self, progress: Progress, reference: Reference) -> tuple[dict[str, Any], Reference]:
+        """The search of a step: what its record holds before the finetune, and the reference after it."""
+        settings = self._settings
+        excess = relu_count(self._model) - self._budget
+        reference_errors = reference.errors if progress.drift_errors is None else progress.drift_errors
+        held_against = len(reference.indices)
+        found = StepSearch(
+            self._model,
+            self._scoring,
+            settings,
+            self._shared,
+            step=progress.step,
+            excess=excess,
+            reference=reference,
+            reference_errors=reference_errors,
+            layers=Layers(progress.full_counts, progress.closing),
+        ).run()
+        if settings.drift:
+            progress.drift_errors = found.last_errors if found.last_errors is not None else found.reference.errors
+        if excess == 0:
+            progress.budget_steps += 1
+            progress.settled = not found.accepted
+        acceptance = Acceptance(**progress.acceptance)
+        after = acceptance.after(found.uniform_tries, found.uniform_accepted)
+        progress.acceptance = after.document()
+        record = {
+            "step": progress.step,
+            **found.record,
+            "finetuned": self._needs_finetune(found),
+            "uniform_p": after.probability,
+            "predicted_success": acceptance.success(settings.rt),
+            "reference_accuracy": 100 * (held_against - reference_errors) / held_against,
+            "accuracy_images": held_against,
+            "reference_images": self._scoring.take_measured(),
+        }
+        return record, found.reference
+
+    def _needs_finetune(self, found: Found) -> bool:
+        return found.changed and (self._settings.finetune_policy == "always" or found.over_tolerance)
+
+    def _validation_accuracy(self) -> float:
+        """For the record, on the first rank alone."""
+        if not self._shared.ranks.first:
+            return 0.0
+        with monitoring():
+            return accuracy(self._model, self._context.data, self._context.data.val)
+
+    def _save(self, progress: Progress, reference: Reference) -> None:
+        tensors = {f"model.{name}": tensor for name, tensor in self._model.state_dict().items()}
+        tensors |= {"reference.indices": reference.indices, "reference.margins": reference.margins}
+        self._state.save(tensors, asdict(progress))
+
+    def _resume(self) -> tuple[Progress, Reference]:
+        saved = self._state.load()
+        if saved is not None:
+            tensors, document = saved
+            prefix = "model."
+            self._model.load_state_dict(
+                {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
             )
-    return {"steps": progress["step"], "finetunes": progress["finetunes"]}
-
-
-def _needs_finetune(found: Mapping[str, Any], settings: BcdConfig) -> bool:
-    return settings.finetune_policy == "always" or not found["accepted"]
-
-
-def _search(
-    model: nn.Module,
-    relu_budget: int,
-    settings: BcdConfig,
-    context: StageContext,
-    scorer: Scorer,
-    progress: Mapping[str, Any],
-) -> dict[str, Any]:
-    """Find a block and commit it to the network."""
-    started = time.monotonic()
-    block = min(settings.drc, relu_count(model) - relu_budget)
-    result = search_step(
-        get_relu_mask(model),
-        block,
-        rt=settings.rt,
-        adt=settings.adt,
-        reference_errors=progress["reference_errors"],
-        images=len(context.data.train),
-        scorer=scorer,
-        rng=generator(context.seed, "bcd", progress["step"]),
-    )
-    set_relu_mask(model, result.kept)
-    return {
-        "block": block,
-        "errors": result.errors,
-        "accepted": result.accepted,
-        "tries": [{"errors": score.errors, "images": score.images} for score in result.tries],
-        "search_s": round(time.monotonic() - started, 3),
-    }
+            return Progress(**document), Reference(tensors["reference.indices"], tensors["reference.margins"])
+        self._shared.ranks.share_model(self._model)
+        counts = list(layer_counts(self._model).values())
+        progress = Progress(start_count=sum(counts), full_counts=counts)
+        return progress, self._scoring.measure(0)

@@ -1,7 +1,5 @@
-"""Training, SNL and BCD on a tiny network; oracles are plain loops and formulas."""
+"""Training and SNL on a tiny network; oracles are plain loops and formulas."""
 
-import itertools
-import json
 import math
 from pathlib import Path
 
@@ -9,16 +7,15 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from linearize.bcd import bcd, network_scorer
-from linearize.config import BcdConfig, DataConfig, DistillConfig, SgdConfig, SnlConfig
+from linearize.config import DataConfig, DistillConfig, SgdConfig, SnlConfig
 from linearize.data import Dataset, load_dataset, training_batches
 from linearize.networks import build_network
 from linearize.progress import Reporter
-from linearize.relu_mask import get_relu_mask, relu_count, relu_total, set_relu_mask
+from linearize.relu_mask import relu_count, relu_total
 from linearize.rng import generator
 from linearize.snl import make_reference, select_kept
 from linearize.stage import StageContext
-from linearize.train import Teacher, accuracy, cross_entropy, distillation_loss, fit, learning_rate_factor
+from linearize.train import Teacher, cross_entropy, distillation_loss, fit, learning_rate_factor
 
 TOTAL = 1920
 
@@ -35,88 +32,6 @@ def context(data: Dataset, tmp_path: Path) -> StageContext:
 
 def network(seed: int = 0) -> torch.nn.Module:
     return build_network("resnet18", 4, 10, (1, 8, 8), seed=seed)
-
-
-def randomly_masked(seed: int, share: float) -> tuple[torch.nn.Module, torch.Tensor]:
-    model = network()
-    kept = torch.rand(TOTAL, generator=torch.Generator().manual_seed(seed)) < share
-    set_relu_mask(model, kept)
-    return model, kept
-
-
-def plain_errors(model: torch.nn.Module, data: Dataset) -> int:
-    """One image at a time, normalised by hand."""
-    errors = 0
-    with torch.no_grad():
-        for image, label in zip(data.train.images, data.train.labels, strict=True):
-            x = (image.float() / 255 - torch.tensor(data.mean)[:, None, None]) / torch.tensor(data.std)[:, None, None]
-            errors += int(model.eval()(x[None])[0].argmax()) != int(label)
-    return errors
-
-
-def test_candidate_scores_equal_a_plain_loop_over_images(data: Dataset) -> None:
-    model, _ = randomly_masked(0, 1.0)
-    score = network_scorer(model, data, batch_size=50)
-    for seed, share in ((1, 0.5), (2, 0.1)):
-        other, kept = randomly_masked(seed, share)
-        result = score(kept, None)
-        assert result.errors == plain_errors(other, data)
-        assert result.images == 120
-
-
-def test_scoring_stops_after_the_batch_that_decides(data: Dataset) -> None:
-    model, kept = randomly_masked(1, 0.5)
-    score = network_scorer(model, data, batch_size=10)
-    full = score(kept, None)
-    stopped = score(kept, full.errors // 2)
-    assert full.errors // 2 <= stopped.errors < full.errors
-    assert stopped.images < full.images
-    assert score(kept, full.errors + 1) == full
-
-
-@pytest.mark.parametrize("policy", ["on_rejection", "always"])
-@pytest.mark.parametrize(("start", "budget"), [(1000, 730), (1000, 1000), (900, 1)])
-def test_bcd_meets_the_budget_exactly_and_never_gives_a_relu_back(
-    policy: str, start: int, budget: int, context: StageContext, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model = network()
-    kept = torch.zeros(TOTAL, dtype=torch.bool)
-    kept[torch.randperm(TOTAL, generator=torch.Generator().manual_seed(3))[:start]] = True
-    set_relu_mask(model, kept)
-    masks = [kept]
-
-    def finetune_nothing(model, *args, **kwargs):
-        masks.append(get_relu_mask(model))
-        return []
-
-    monkeypatch.setattr("linearize.bcd.finetune", finetune_nothing)
-    settings = BcdConfig(drc=100, rt=2, adt=0.5, finetune_policy=policy)
-    log_path = tmp_path / "bcd.jsonl"
-    report = bcd(model, Teacher(network(), context.data), budget, settings, context, log_path)
-    masks.append(get_relu_mask(model))
-    assert relu_count(model) == budget
-    assert all(not (later & ~earlier).any() for earlier, later in itertools.pairwise(masks))
-    log = [json.loads(line) for line in log_path.read_text().splitlines()]
-    steps = math.ceil((start - budget) / 100)
-    assert [record["step"] for record in log] == list(range(steps))
-    assert report["steps"] == steps
-    assert [record["relu_count"] for record in log] == [max(budget, start - 100 * (i + 1)) for i in range(steps)]
-    assert all(sum(record["layer_counts"].values()) == record["relu_count"] for record in log)
-    assert all(record["finetuned"] == (policy == "always" or not record["accepted"]) for record in log)
-    for before, after in itertools.pairwise(log):
-        assert after["reference_accuracy"] == before["train_accuracy"], "the reference is measured anew"
-
-
-def test_logged_training_accuracy_is_that_of_the_network(context: StageContext, tmp_path: Path) -> None:
-    model, kept = randomly_masked(4, 0.5)
-    budget = int(kept.sum()) - 50
-    settings = BcdConfig(
-        drc=50, rt=1, finetune_policy="always", finetune=DistillConfig(epochs=1, batch_size=40, lr=0.05)
-    )
-    bcd(model, Teacher(network(), context.data), budget, settings, context, tmp_path / "bcd.jsonl")
-    record = json.loads((tmp_path / "bcd.jsonl").read_text())
-    assert record["train_accuracy"] == pytest.approx(100 * (120 - plain_errors(model, context.data)) / 120)
-    assert accuracy(model, context.data, context.data.train) == pytest.approx(record["train_accuracy"])
 
 
 def test_select_kept_takes_those_above_the_threshold_or_the_largest() -> None:
