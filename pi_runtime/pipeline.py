@@ -102,7 +102,7 @@ def export_run(run_dir: Path) -> dict[str, Any]:
     for checkpoint in checkpoints:
         if not checkpoint.exists():
             raise ConfigError(f"there is no {checkpoint}; make it with `pi-pipeline linearize --run-dir {run_dir}`")
-    train = run_dataset(run_dir).train.images[:CALIBRATION_IMAGES].numpy()
+    train = calibration_images(run_dataset(run_dir))
     written: dict[str, Any] = {}
     for checkpoint, output in checkpoints.items():
         companions = output.name == MODEL
@@ -239,6 +239,14 @@ def run_dataset(run_dir: Path) -> Dataset:
     if not (run_dir / "config.yaml").exists():
         raise ConfigError(f"{run_dir} is no run directory (it has no config.yaml); make one with `pi-pipeline run`")
     return load_dataset(load_config(run_dir / "config.yaml").data)
+
+
+def calibration_images(dataset: Dataset) -> npt.NDArray[np.uint8]:
+    """The training images that fixed-point numbers are chosen on, uint8 [N, C, H, W]; drawn from all classes."""
+    from pi_runtime.preset.calibrate import calibration_choice
+
+    images: npt.NDArray[np.uint8] = dataset.train.images.numpy()
+    return images[calibration_choice(len(images), CALIBRATION_IMAGES)]
 
 
 def _public_facts(facts: dict[str, Any]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from pi_runtime.export import build_onnx, save_onnx
 from pi_runtime.graph import Graph
 from pi_runtime.images import find_images, load_images, normalise
 from pi_runtime.onnx_graph import load_onnx
-from pi_runtime.pipeline import CALIBRATION_IMAGES, FULL, MODEL, run_dataset
+from pi_runtime.pipeline import CALIBRATION_IMAGES, FULL, MODEL, calibration_images, run_dataset
 
 BUILT_IN = ("resnet18", "wrn22")
 MODELS_DIR = "models"
@@ -143,7 +143,7 @@ def _run(run_dir: Path) -> _Source:
         network=run_dir / FULL,
         trained=run_dir / MODEL,
         weights="trained",
-        calibration=normalise(dataset.train.images[:CALIBRATION_IMAGES].numpy(), graph),
+        calibration=normalise(calibration_images(dataset), graph),
         images=normalise(dataset.test.images.numpy(), graph),
         images_kind="test",
         labels=dataset.test.labels.numpy(),
