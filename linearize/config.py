@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
 
 from linearize.errors import ConfigError
 
@@ -192,6 +193,21 @@ class BcdConfig(Section):
     finetune: DistillConfig = Field(
         DistillConfig(epochs=1, batch_size=64, lr=0.01), description="training within a step"
     )
+
+    @field_validator("scoring", "exchange_steps")
+    @classmethod
+    def _combines(cls, value: object, info: ValidationInfo) -> object:
+        """Settings that exclude each other; a field sees those declared before it."""
+        conflict = {
+            "scoring": (value == "racing" and info.data.get("drift"), "must not be racing where bcd.drift is on"),
+            "exchange_steps": (
+                value != 0 and info.data.get("give_back") == 0,
+                "must be 0 where bcd.give_back is 0, which says how many ReLUs are exchanged",
+            ),
+        }[str(info.field_name)]
+        if conflict[0]:
+            raise PydanticCustomError("conflict", "{rule}", {"rule": conflict[1]})
+        return value
 
 
 class TaylorConfig(Section):

@@ -11,8 +11,9 @@ import torch
 from linearize.bcd import bcd
 from linearize.bcd_finetune import finetune_images
 from linearize.bcd_log import Acceptance, StepLog
-from linearize.config import BcdConfig, DataConfig, DistillConfig
+from linearize.config import BcdConfig, DataConfig, DistillConfig, load_config
 from linearize.data import Dataset, load_dataset
+from linearize.errors import ConfigError
 from linearize.networks import build_network
 from linearize.progress import Reporter
 from linearize.relu_mask import get_relu_mask, layer_counts, relu_count, set_relu_mask
@@ -195,3 +196,15 @@ def test_the_log_keeps_only_finished_steps(tmp_path: Path) -> None:
     log.keep_first(1)
     log.append({"step": 1, "x": 2})
     assert [json.loads(line) for line in path.read_text().splitlines()] == [{"step": 0}, {"step": 1, "x": 2}]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"bcd.drift": True, "bcd.scoring": "racing"}, "--bcd.scoring: must not be racing where bcd.drift is on, got"),
+        ({"bcd.exchange_steps": 2}, "--bcd.exchange_steps: must be 0 where bcd.give_back is 0, .*, got 2"),
+    ],
+)
+def test_settings_that_exclude_each_other_are_named(overrides: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_config(None, overrides)
