@@ -128,14 +128,14 @@ def test_a_killed_process_ends_the_inference_with_an_error(model):
 def test_a_process_that_dies_under_the_client_leaves_its_last_words(model, monkeypatch, role):
     with open_backend("preset") as backend:
         backend.prepare(model)
-        client, process = backend._prepared(), backend._processes[role]
-        prepare = client.prepare
+        provider, process = backend._prepared()._provider, backend._processes[role]
+        make = provider._make
 
-        def kill_first(batch):
+        def kill_first(*arguments):  # with both connected: nobody waits for one to come back
             os.kill(process.pid, signal.SIGKILL)
-            prepare(batch)
+            make(*arguments)
 
-        monkeypatch.setattr(client, "prepare", kill_first)
+        monkeypatch.setattr(provider, "_make", kill_first)
         with pytest.raises(BackendError, match=rf"the {role} process was killed by signal 9: .+ \(.*{role}.*\)$"):
             backend.offline(1)
 
