@@ -28,11 +28,12 @@ from linearize.comparison import (
     to_csv,
     write_comparison,
 )
-from linearize.config import load_config
+from linearize.config import dump_config, load_config
 from linearize.errors import CheckpointError, ConfigError, LinearizeError
 from linearize.progress import Reporter
 from linearize.published import PUBLISHED, published
 
+PLANS = sorted((Path(__file__).parents[2] / "configs" / "compare").glob("*.yaml"))
 TINY = """
 network: {width: 4}
 device: cpu
@@ -162,6 +163,28 @@ def test_messages_about_a_plan(change: tuple[str, str], message: str, plan_file:
     with pytest.raises(ConfigError, match=message) as caught:
         cells(load_plan(plan_file), "b")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("path", PLANS, ids=lambda path: path.stem)
+def test_every_plan_of_this_project_loads_with_all_its_runs(path: Path) -> None:
+    plan = load_plan(path)
+    grid = cells(plan, "baseline.safetensors")
+    assert len({cell.directory for cell in grid}) == len(plan.variants) * len(plan.budgets) * len(plan.seeds)
+    assert len({dump_config(cell.config) for cell in grid}) == len(grid), "no two runs are the same"
+    text = path.read_text()
+    assert text.startswith("# ")
+    assert (path.stem.endswith(("-digits", "-w16"))) != ("GPU" in text)
+
+
+def test_every_plan_for_a_gpu_has_a_small_twin() -> None:
+    names = {path.stem for path in PLANS}
+    large = {name for name in names if not name.endswith(("-digits", "-w16"))}
+    assert {f"{name.removesuffix('-cifar10')}-digits" for name in large} <= names
+    assert large == {
+        "methods-cifar10",
+        "bcd-on-autorep",
+        *(f"ablation-{key}" for key in ("drc", "rt", "adt", "finetune")),
+    }
 
 
 def test_unknown_methods_are_named() -> None:

@@ -5,7 +5,8 @@ import pytest
 from linearize.config import RunConfig, config_keys, dump_config, load_config
 from linearize.errors import ConfigError
 
-CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
+HOME = Path(__file__).parents[2] / "configs"
+CONFIGS = sorted([*HOME.glob("*.yaml"), *HOME.glob("published/*.yaml")])
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
