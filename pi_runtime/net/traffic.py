@@ -72,7 +72,7 @@ class Meter:
 
     def sent(self, tag: str, nbytes: int, *, frames: int, tls_bytes: int) -> None:
         """One message of ``nbytes`` bytes has left in so many frames; TLS added ``tls_bytes``."""
-        counts = self._counts.setdefault(tag, Counts())
+        counts = self._of(tag)
         counts.payload_sent_bytes += nbytes
         counts.framing_sent_bytes += frames * HEADER_BYTES
         counts.tls_sent_bytes += tls_bytes
@@ -81,9 +81,15 @@ class Meter:
 
     def received(self, tag: str, nbytes: int, *, frames: int) -> None:
         """One message of ``nbytes`` bytes has come in so many frames."""
-        counts = self._counts.setdefault(tag, Counts())
+        counts = self._of(tag)
         counts.payload_received_bytes += nbytes
         counts.framing_received_bytes += frames * HEADER_BYTES
         counts.messages_received += 1
         counts.rounds += self._spoke_last
         self._spoke_last = False
+
+    def _of(self, tag: str) -> Counts:
+        counts = self._counts.get(tag)
+        if counts is None:
+            counts = self._counts[tag] = Counts()
+        return counts

@@ -14,7 +14,7 @@ from functools import cached_property
 import numpy as np
 
 from pi_runtime.preset.program import Program, Step
-from pi_runtime.primitives.relu_gate import GateLayout, GateMaterial, gate_layout, gate_load
+from pi_runtime.primitives.relu_gate import GateLayout, GateMaterial, gate_layout, gate_load, join_gates
 from pi_runtime.primitives.ring import I64
 
 ALIGNMENT = 64  # a cache line
@@ -75,15 +75,16 @@ def gate_part(step: Step, materials: list[GateMaterial]) -> bytes:
     return b"".join(material.to_bytes().ljust(size, b"\0") for material in materials)
 
 
-def load_gate_part(step: Step, batch: int, data: memoryview) -> list[GateMaterial]:
-    """The inverse of :func:`gate_part`.
+def load_gate_part(step: Step, batch: int, data: memoryview) -> GateMaterial:
+    """The material of a batch, as one, from the bytes of :func:`gate_part`.
 
     Raises:
         RemoteProtocolError: damaged material.
     """
     layout = layout_of(step)
     exact, size = layout.material_bytes(step.gate_count), len(data) // batch
-    return [gate_load(layout, step.gate_count, data[image * size : image * size + exact]) for image in range(batch)]
+    starts = range(0, batch * size, size)
+    return join_gates([gate_load(layout, step.gate_count, data[start : start + exact]) for start in starts])
 
 
 def load_linear_part(step: Step, batch: int, data: memoryview) -> I64:

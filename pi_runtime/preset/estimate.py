@@ -395,23 +395,16 @@ def _random_material(program: Program, batch: int) -> Callable[[], ServerMateria
     shares = {step.index: uniform(batch, *step.node.shape).view(np.int64) for step in program.linear_steps}
     gates = {}
     for step in program.gate_steps:
-        layout, count = layout_of(step), step.gate_count
-        gates[step] = [
-            (
-                uniform(count, layout.word_count),
-                rng.integers(0, 256, (count, layout.table_bytes), np.uint8),
-                low_bits(uniform(count), layout.ring_bits),
-            )
-            for _ in range(batch)
-        ]
+        layout, count = layout_of(step), batch * step.gate_count
+        gates[step] = (
+            uniform(count, layout.word_count),
+            rng.integers(0, 256, (count, layout.table_bytes), np.uint8),
+            low_bits(uniform(count), layout.ring_bits),
+        )
 
     def draw() -> ServerMaterial:
         return material_from(
-            shares,
-            {
-                step.index: [GateMaterial(layout_of(step), SERVER, *arrays) for arrays in images]
-                for step, images in gates.items()
-            },
+            shares, {step.index: GateMaterial(layout_of(step), SERVER, *arrays) for step, arrays in gates.items()}
         )
 
     return draw

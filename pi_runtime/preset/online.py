@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ from pi_runtime.preset.bundle import layout_of
 from pi_runtime.preset.program import Program, Step
 from pi_runtime.preset.public_ops import apply_public
 from pi_runtime.preset.shares import BundlePads, kept_elements, replace_kept, walk_client_shares
-from pi_runtime.primitives.relu_gate import GateMaterial, gate_expand, gate_finish, gate_open
+from pi_runtime.primitives.relu_gate import GateMaterial, gate_expand, gate_finish, gate_open, join_gates
 from pi_runtime.primitives.ring import (
     I64,
     add_then_truncate,
@@ -58,6 +59,7 @@ class OpeningSizes:
         return self.outputs + self.bits
 
 
+@lru_cache(maxsize=1024)
 def opening_sizes(step: Step, batch: int) -> OpeningSizes:
     """The sizes for ``batch`` images."""
     layout, count = layout_of(step), batch * step.gate_count
@@ -78,11 +80,11 @@ def logit_bytes(program: Program, batch: int) -> int:
 class ServerMaterial:
     """What the server holds of one bundle.
 
-    shares: s_l by linear step (bias and rounding folded in); gates: by gate step, one material an image.
+    shares: s_l by linear step (bias and rounding folded in); gates: by gate step, the material of all images.
     """
 
     share: Callable[[Step], I64]
-    gates: Callable[[Step], list[GateMaterial]]
+    gates: Callable[[Step], GateMaterial]
 
 
 def run_server(
@@ -127,21 +129,15 @@ def run_server(
     return pack(wires[program.output], program.plan.logit_ring_bits).tobytes()
 
 
-def _server_gate(step: Step, wire: I64, materials: list[GateMaterial], exchange: Callable[[Step, bytes], Bytes]) -> I64:
-    layout, batch, count = layout_of(step), len(wire), step.gate_count
-    kept = kept_elements(step, wire)
-    xhat = _rows([material.mask_input(row) for material, row in zip(materials, kept, strict=True)])
-    own = _rows([gate_open(material, row) for material, row in zip(materials, xhat, strict=True)])
-    opening = pack(xhat, layout.ring_bits).tobytes() + pack(own, layout.opened_bits).tobytes()
-    answer = memoryview(exchange(step, opening))
-    sizes = opening_sizes(step, batch)
-    outputs = np.frombuffer(answer[: sizes.outputs], "<i8").reshape(batch, count)
-    bits = unpack(answer[sizes.outputs :], batch * count, layout.opened_bits).astype(np.uint8).reshape(batch, count)
-    opened = own ^ bits
-    rows = zip(materials, xhat, opened, strict=True)
-    finished = _rows([gate_finish(material, *row) for material, *row in rows])
-    share: I64 = finished.view(np.int64) + outputs
-    return share
+def _server_gate(step: Step, wire: I64, material: GateMaterial, exchange: Callable[[Step, bytes], Bytes]) -> I64:
+    layout, sizes = layout_of(step), opening_sizes(step, len(wire))
+    xhat = material.mask_input(kept_elements(step, wire).reshape(-1))
+    own = gate_open(material, xhat)
+    answer = memoryview(exchange(step, _joined(pack(xhat, layout.ring_bits), pack(own, layout.opened_bits))))
+    theirs = unpack(answer[sizes.outputs :], xhat.size, layout.opened_bits).astype(np.uint8)
+    share: I64 = gate_finish(material, xhat, own ^ theirs).view(np.int64)
+    share += np.frombuffer(answer[: sizes.outputs], "<i8")
+    return share.reshape(len(wire), -1)
 
 
 class ClientInference:
@@ -152,16 +148,16 @@ class ClientInference:
         self._batch = pads.batch
         self._input_pad: I64 | None = pads.input(program.input_shape)
         self._rho: dict[int, I64] = {}
-        self._gates: dict[int, list[GateMaterial]] = {}
+        self._gates: dict[int, GateMaterial] = {}
         for walked in walk_client_shares(program, pads):
             step = walked.step
             if step.kind == "gate":
                 assert walked.pad is not None
                 self._rho[step.index] = walked.pad
-                self._gates[step.index] = [
-                    gate_expand(layout_of(step), step.gate_count, pads.gate_stream(step, image))
-                    for image in range(pads.batch)
-                ]
+                streams = [pads.gate_stream(step, image) for image in range(pads.batch)]
+                self._gates[step.index] = join_gates(
+                    [gate_expand(layout_of(step), step.gate_count, stream) for stream in streams]
+                )
             share = walked.share_out
         self._logit_share = share.reshape(pads.batch, -1)
 
@@ -193,18 +189,15 @@ class ClientInference:
         """
         if step.index not in self._gates:
             raise LocalProtocolError(f"{step.name} was opened before; the client refuses a second opening")
-        materials, rho = self._gates.pop(step.index), self._rho.pop(step.index)
-        layout, count = layout_of(step), step.gate_count
-        shape = (self._batch, count)
-        sizes = opening_sizes(step, self._batch)
+        material, rho = self._gates.pop(step.index), self._rho.pop(step.index)
+        layout, sizes = layout_of(step), opening_sizes(step, self._batch)
         view = memoryview(opening)
-        xhat = unpack(view[: sizes.xhat], self._batch * count, layout.ring_bits).reshape(shape)
-        theirs = unpack(view[sizes.xhat :], self._batch * count, layout.opened_bits).astype(np.uint8).reshape(shape)
-        own = _rows([gate_open(material, row) for material, row in zip(materials, xhat, strict=True)])
-        rows = zip(materials, xhat, own ^ theirs, strict=True)
-        outputs = _rows([gate_finish(material, *row) for material, *row in rows])
-        masked = outputs.view(np.int64) - rho
-        return masked.astype("<i8", copy=False).tobytes() + pack(own, layout.opened_bits).tobytes()
+        xhat = unpack(view[: sizes.xhat], material.count, layout.ring_bits)
+        theirs = unpack(view[sizes.xhat :], material.count, layout.opened_bits).astype(np.uint8)
+        own = gate_open(material, xhat)
+        masked: I64 = gate_finish(material, xhat, own ^ theirs).view(np.int64)
+        masked -= rho.reshape(-1)
+        return _joined(masked.astype("<i8", copy=False), pack(own, layout.opened_bits))
 
     def logits(self, payload: Bytes) -> npt.NDArray[np.float64]:
         """The logits [B, classes] from the server's share of them."""
@@ -213,11 +206,10 @@ class ClientInference:
         return decode(signed_low_bits(self._logit_share + theirs, bits), self._program.output_frac_bits)
 
 
-def _rows(parts: list[npt.NDArray[Any]]) -> npt.NDArray[Any]:
-    """The parts of a batch's images, [B, ...]; one image alone is not copied."""
-    return parts[0][np.newaxis] if len(parts) == 1 else np.stack(parts)
+def _joined(*arrays: npt.NDArray[Any]) -> bytes:
+    return b"".join(array.data for array in arrays)
 
 
-def material_from(shares: Mapping[int, I64], gates: Mapping[int, list[GateMaterial]]) -> ServerMaterial:
+def material_from(shares: Mapping[int, I64], gates: Mapping[int, GateMaterial]) -> ServerMaterial:
     """Server material that lies in memory, by the index of the step."""
     return ServerMaterial(lambda step: shares[step.index], lambda step: gates[step.index])

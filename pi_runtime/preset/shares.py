@@ -116,7 +116,7 @@ def walk_client_shares(program: Program, pads: Pads) -> Iterator[WalkedStep]:
 def kept_elements(step: Step, wire: I64) -> I64:
     """The kept elements of a gate's input, int64 [B, gates]."""
     assert step.node.kept is not None
-    picked: I64 = wire.reshape(len(wire), -1)[:, step.node.kept]
+    picked: I64 = wire.reshape(len(wire), -1).take(step.node.kept, axis=1)
     return picked
 
 

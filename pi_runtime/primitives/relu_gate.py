@@ -21,6 +21,7 @@ eprint 2020/1002), masked-input gates (Boyle, Gilboa, Ishai, TCC 2019). Legend: 
 client.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -173,6 +174,11 @@ class GateMaterial:
         self._words = None
         return words
 
+    def take_q(self) -> U64 | None:
+        """Hand over q, the client's None."""
+        q, self._q = self._q, None
+        return q
+
     def check_length(self, name: str, values: NDArray[Any]) -> None:
         """Raise LocalProtocolError unless `values` is [k]."""
         if values.shape != (self.count,):
@@ -217,6 +223,20 @@ def gate_load(layout: GateLayout, count: int, data: bytes | memoryview) -> GateM
     words = np.require(raw[:words_end].view("<u8"), np.uint64, ["C", "A"]).reshape(count, layout.word_count)
     tables = raw[words_end:tables_end].reshape(count, layout.table_bytes)
     return GateMaterial(layout, SERVER, words, tables, unpack(raw[tables_end:], count, layout.ring_bits))
+
+
+def join_gates(parts: Sequence[GateMaterial]) -> GateMaterial:
+    """The materials of a batch's images, of one layout and party, as one; the parts are used up.
+
+    One part alone is handed through without a copy.
+    """
+    if len(parts) == 1:
+        return parts[0]
+    tables = np.concatenate([part.take_tables() for part in parts])
+    words = np.concatenate([part.take_words() for part in parts])
+    masks = [mask for part in parts if (mask := part.take_q()) is not None]
+    q = np.concatenate(masks) if masks else None
+    return GateMaterial(parts[0].layout, parts[0].party, words, tables, q)
 
 
 def gate_open(material: GateMaterial, xhat: U64) -> U8:

@@ -23,6 +23,7 @@ from pi_runtime.primitives.relu_gate import (
     gate_layout,
     gate_load,
     gate_open,
+    join_gates,
 )
 
 CLIENT_KEY = b"client half key."
@@ -262,3 +263,21 @@ def test_a_ring_without_a_layout_is_refused(ring_bits: int) -> None:
 def test_chunks_that_do_not_fit_are_refused(chunks: tuple[int, ...]) -> None:
     with pytest.raises(LocalProtocolError, match="two or three positive numbers that sum to ring_bits - 1 = 7"):
         GateLayout(8, chunks)
+
+
+def test_joined_images_compute_relu_of_each_image() -> None:
+    layout, batch, count = gate_layout(18), 3, 5
+    rng = np.random.default_rng(5)
+    values, client_shares = rng.integers(-(2**16), 2**16, (2, batch, count))
+    keys = [bytes([image]) * 16 for image in range(batch)]
+    dealt_images = [
+        gate_deal(layout, share, Stream(key), Stream(b"dealer" + key[:10]))
+        for share, key in zip(client_shares, keys, strict=True)
+    ]
+    server = join_gates(dealt_images)
+    client = join_gates([gate_expand(layout, count, Stream(key)) for key in keys])
+    xhat = server.mask_input((values - client_shares).reshape(-1))
+    _, total = run(server, client, xhat)
+    np.testing.assert_array_equal(total, np.maximum(values, 0).reshape(-1))
+    with pytest.raises(LocalProtocolError, match="opened before"):
+        dealt_images[0].take_tables()
