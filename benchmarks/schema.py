@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from math import prod
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -133,12 +134,30 @@ class LayerRow(_Part):
 
 
 class ReluLayer(_Part):
-    """One activation of a subject: its elements, and how many of them keep a ReLU; 0 where the layer has no node."""
+    """One activation of a subject: its elements, and how many of them keep a ReLU; 0 where the layer has no node.
+
+    shape: of the activation, without the batch; files of earlier versions do not say.
+    kept_map: kept ReLUs at each location, summed over the channels, row by row: H * W counts of a [C, H, W] activation.
+        Absent where it says nothing new: all are kept, none is, or there are no locations.
+    """
 
     subject: str
     layer: str
     elements: Positive
     relu_count: Count
+    shape: tuple[Positive, ...] | None = None
+    kept_map: tuple[Count, ...] | None = None
+
+    @model_validator(mode="after")
+    def _map_fits(self) -> Self:
+        if self.shape is not None and prod(self.shape) != self.elements:
+            raise ValueError(f"shape {list(self.shape)} of {self.layer} has not its {self.elements} elements")
+        if self.kept_map is not None:
+            if self.shape is None or len(self.shape) != 3 or len(self.kept_map) != self.shape[1] * self.shape[2]:
+                raise ValueError(f"kept_map of {self.layer} must have a count for each location of its shape [C, H, W]")
+            if sum(self.kept_map) != self.relu_count or max(self.kept_map) > self.shape[0]:
+                raise ValueError(f"kept_map of {self.layer} must add up to relu_count, with at most C at a location")
+        return self
 
 
 class Schedule(_Part):

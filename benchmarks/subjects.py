@@ -15,7 +15,7 @@ import numpy as np
 from benchmarks.errors import MeasureError
 from benchmarks.reference import Images, Labels, accuracy, reference_logits
 from benchmarks.schema import Environment, ImagesKind, Mask, ReluLayer, Schedule, Subject, Weights
-from pi_runtime.graph import Graph
+from pi_runtime.graph import Graph, Node
 from pi_runtime.onnx_graph import load_onnx
 from pi_runtime.source_digest import source_digest
 
@@ -72,15 +72,10 @@ class Subjects:
         """Kept ReLUs an activation; a layer that kept nothing has no node and takes its place from another budget."""
         found = []
         for file in self.files:
-            kept = {node.name: node.relu_count for node in self.graphs[file.name].relu_layers}
+            own = {node.name: node for node in self.graphs[file.name].relu_layers}
             alike = [self.graphs[other.name] for other in self.files if self.model(other) == self.model(file)]
             fullest = max(alike, key=lambda graph: len(graph.relu_layers))
-            found += [
-                ReluLayer(
-                    subject=file.name, layer=node.name, elements=prod(node.shape), relu_count=kept.get(node.name, 0)
-                )
-                for node in fullest.relu_layers
-            ]
+            found += [_relu_layer(file.name, node, own.get(node.name)) for node in fullest.relu_layers]
         return tuple(found)
 
     def fingerprint(self, schedule: Schedule, environment: Environment) -> str:
@@ -165,6 +160,23 @@ def _check_images(file: SubjectFile, graph: Graph) -> None:
         raise MeasureError(
             f"labels of {file.name} must have shape [{len(images)}], one an image, got {list(file.labels.shape)}"
         )
+
+
+def _relu_layer(subject: str, layer: Node, own: Node | None) -> ReluLayer:
+    """``layer``: the activation where it is fullest; ``own``: the subject's node of it, None where it kept nothing."""
+    elements = prod(layer.shape)
+    kept_map = None
+    if own is not None and own.kept is not None and own.relu_count < elements and len(own.shape) == 3:
+        places = own.shape[1] * own.shape[2]
+        kept_map = tuple(np.bincount(own.kept % places, minlength=places).tolist())
+    return ReluLayer(
+        subject=subject,
+        layer=layer.name,
+        elements=elements,
+        relu_count=0 if own is None else own.relu_count,
+        shape=layer.shape,
+        kept_map=kept_map,
+    )
 
 
 def _whole(value: object, default: int) -> int:
