@@ -8,6 +8,8 @@ A finished run is read, not run again; an unfinished one resumes by itself. Seve
 directory if their seeds, budgets or variants differ; a last call for the whole grid then writes the whole table.
 """
 
+import hashlib
+import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -32,6 +34,8 @@ from linearize.run_dir import RunDir, open_run
 
 # Settings that a reference network does not depend on.
 _AFTER_REFERENCE = ("bcd.", "finetune.", "sensitivity.", "layer_culling.", "relu_budget", "snl.reference_budget")
+# Further settings that SNL's mask phase does not depend on.
+_AFTER_MASK_PHASE = ("snl.finetune.", "taylor.", "gradual.", "autorep.")
 
 
 def compare(plan: Plan, output: Path, reporter: Reporter | None = None) -> Comparison:
@@ -60,7 +64,8 @@ def compare(plan: Plan, output: Path, reporter: Reporter | None = None) -> Compa
         finished = _is_finished(run_dir, cell.config)
         if not finished:
             _share_reference(run_dir, cell, [other for other in grid if other is not cell], output)
-            run_linearization(cell.config, run_dir, reporter)
+            shared_dir = output / "shared" / _trajectory_name(cell.config)
+            run_linearization(cell.config, run_dir, reporter, shared_dir=shared_dir)
         final = read_metadata(run_dir / "linearized.safetensors")
         baseline = baseline.model_copy(update={"test_accuracy": final["baseline_test_accuracy"]})
         done.append(_read_cell(cell, run_dir, output, final))
@@ -105,12 +110,21 @@ def _has_reference(config: RunConfig) -> bool:
 
 
 def _same_reference(one: RunConfig, other: RunConfig) -> bool:
-    def matters(config: RunConfig) -> dict[str, object]:
-        settings = dict(flatten(config.model_dump()))
-        kept = {key: value for key, value in settings.items() if not key.startswith(_AFTER_REFERENCE)}
-        return kept | {"reference_budget": config.reference_budget}
+    return (one.reference_budget, _before_budget(one)) == (other.reference_budget, _before_budget(other))
 
-    return matters(one) == matters(other)
+
+def _before_budget(config: RunConfig) -> dict[str, object]:
+    """The settings on which a mask phase depends that goes on until its budget, whatever that is, is met."""
+    settings = dict(flatten(config.model_dump()))
+    return {key: value for key, value in settings.items() if not key.startswith(_AFTER_REFERENCE)}
+
+
+def _trajectory_name(config: RunConfig) -> str:
+    """Names the mask phase of SNL that a run takes a part of, also where it is that of a reference network."""
+    settings = _before_budget(config)
+    matters = {key: value for key, value in settings.items() if key not in ("method", "reference")}
+    mask_phase = {key: value for key, value in matters.items() if not key.startswith(_AFTER_MASK_PHASE)}
+    return hashlib.sha256(json.dumps(mask_phase, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _read_cell(cell: Cell, run_dir: Path, output: Path, final: dict[str, Any]) -> CellRecord:

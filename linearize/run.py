@@ -63,12 +63,15 @@ def train_baseline(config: RunConfig, run_dir: Path, reporter: Reporter | None =
         return session.run.baseline
 
 
-def run_linearization(config: RunConfig, run_dir: Path, reporter: Reporter | None = None) -> LinearizeResult:
+def run_linearization(
+    config: RunConfig, run_dir: Path, reporter: Reporter | None = None, *, shared_dir: Path | None = None
+) -> LinearizeResult:
     """Baseline, reference, method and last finetune, each unless the run has it; writes linearized.safetensors.
 
+    shared_dir: where runs whose configs differ in budgets alone leave each other what they have in common.
     Raises as `train_baseline`, and BudgetError if the network has fewer ReLUs than the budget.
     """
-    with _session(config, run_dir, reporter or Reporter()) as session:
+    with _session(config, run_dir, reporter or Reporter(), shared_dir) as session:
         session.check_budget()
         session.finetuned()
         metadata = read_metadata(session.run.linearized)
@@ -82,15 +85,21 @@ def run_linearization(config: RunConfig, run_dir: Path, reporter: Reporter | Non
 
 
 @contextmanager
-def _session(config: RunConfig, root: Path, reporter: Reporter) -> Iterator["Session"]:
+def _session(config: RunConfig, root: Path, reporter: Reporter, shared_dir: Path | None = None) -> Iterator["Session"]:
     data = load_dataset(config.data, reporter)
-    with open_session(config, root, reporter, data, ConfiguredNetwork(config, data)) as session:
+    source = ConfiguredNetwork(config, data)
+    with open_session(config, root, reporter, data, source, shared_dir) as session:
         yield session
 
 
 @contextmanager
 def open_session(
-    config: RunConfig, root: Path, reporter: Reporter, data: Dataset, source: NetworkSource
+    config: RunConfig,
+    root: Path,
+    reporter: Reporter,
+    data: Dataset,
+    source: NetworkSource,
+    shared_dir: Path | None = None,
 ) -> Iterator["Session"]:
     """Go to work in a run directory, with images on any device. Raises ConfigError (run directory, device)."""
     device = _device(config)
@@ -98,7 +107,7 @@ def open_session(
         torch.set_num_threads(config.threads)
     with _repeatable_cudnn(), open_run(root, config) as run:
         amp = config.amp == "bf16"
-        context = StageContext(data.to(device), device, config.seed, run.state, reporter, amp)
+        context = StageContext(data.to(device), device, config.seed, run.state, reporter, amp, shared_dir=shared_dir)
         yield Session(config, run, context, source)
 
 

@@ -100,13 +100,13 @@ def _products(
     gradients = torch.autograd.grad(value, [output for _, _, output in calls], materialize_grads=True)
     products: list[Tensor | None] = [None] * len(layers)
     for (number, inputs, _), gradient in zip(calls, gradients, strict=True):
-        product = gradient * _change(layers[number], inputs.detach())
+        product = gradient * change_if_removed(layers[number], inputs.detach())
         before = products[number]
         products[number] = product if before is None else before + product
     return [product for product in products if product is not None]
 
 
-def _change(layer: MaskedReLU, x: Tensor) -> Tensor:
+def change_if_removed(layer: MaskedReLU, x: Tensor) -> Tensor:
     """What the output gains where a ReLU is removed, float [B, C, H, W]."""
     if layer.replacement is None:
         return x.clamp(max=0)

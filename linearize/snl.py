@@ -9,6 +9,8 @@ which a large learning rate would have them swing, and the count be a matter of 
 reference budget all the same, the largest masks are kept so that the budget is met.
 """
 
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,9 +19,10 @@ from torch import Tensor, nn
 from linearize.config import SnlConfig
 from linearize.data import Batch, training_batches
 from linearize.finetune import finetune
+from linearize.meter import Meter
 from linearize.relu_mask import harden, keep_largest, relax, relu_count, relu_total
 from linearize.rng import generator
-from linearize.stage import StageContext
+from linearize.stage import SavedState, StageContext
 from linearize.train import Teacher, distilled, restore, snapshot, train_epoch
 
 
@@ -33,6 +36,45 @@ def select_kept(soft_mask: Tensor, threshold: float, at_least: int) -> Tensor:
         kept = torch.zeros_like(kept)
         kept[soft_mask.argsort(descending=True, stable=True)[:at_least]] = True
     return kept
+
+
+class Trajectory:
+    """The mask phase of runs that differ in their budget alone: the same steps, of which a smaller budget takes more.
+
+    One run leaves the state after each whole epoch to the others, with what it cost until then.
+    """
+
+    def __init__(self, context: StageContext, relu_budget: int) -> None:
+        self._context, self._budget = context, relu_budget
+
+    def save(self, tensors: Mapping[str, Tensor], progress: Mapping[str, Any]) -> None:
+        """Leave the state, unless the budget ended its last epoch before its time."""
+        history = progress["history"]
+        if self._context.shared_dir is not None and _least(history) > self._budget:
+            self._state(len(history)).save(tensors, progress)
+
+    def load(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """The last state before this budget was met, if any run left one."""
+        if self._context.shared_dir is None:
+            return None
+        for epochs in range(len(list(self._context.shared_dir.glob("snl_masks_*.safetensors"))), 0, -1):
+            state = SavedState(self._path(epochs), Meter())
+            saved = state.load()
+            if saved is not None and _least(saved[1]["history"]) > self._budget:
+                return self._state(epochs).load()
+        return None
+
+    def _state(self, epochs: int) -> SavedState:
+        return SavedState(self._path(epochs), self._context.meter)
+
+    def _path(self, epochs: int) -> Path:
+        assert self._context.shared_dir is not None, "only where states are shared"
+        return self._context.shared_dir / f"snl_masks_{epochs}.safetensors"
+
+
+def _least(history: Sequence[Mapping[str, Any]]) -> int:
+    """The lowest count after any gradient step of the epochs."""
+    return min(int(epoch["least_count"]) for epoch in history)
 
 
 def train_masks(
@@ -49,14 +91,14 @@ def train_masks(
     After settings.max_epochs more may be left: exact has the largest relu_budget kept all the same. Returns a record
     for each epoch. The state, "snl_masks" of the context, stays for the caller to clear.
     """
-    state = context.state("snl_masks")
+    state, trajectory = context.state("snl_masks"), Trajectory(context, relu_budget)
     masks = relax(model)
     mask_ids = {id(mask) for mask in masks}
     weights = [parameter for parameter in model.parameters() if id(parameter) not in mask_ids]
     optimizer = torch.optim.Adam([{"params": weights, "lr": settings.lr}, {"params": masks, "lr": settings.mask_lr}])
     history: list[dict[str, Any]] = []
     l1_weight, lowest = settings.l1_weight, relu_total(model)
-    saved = state.load()
+    saved = state.load() or trajectory.load()
     if saved is not None:
         restore(model, optimizer, saved[0])
         history, l1_weight, lowest = saved[1]["history"], saved[1]["l1_weight"], saved[1]["lowest"]
@@ -65,11 +107,15 @@ def train_masks(
     def count() -> int:
         return int(sum((mask.detach() > settings.threshold).sum() for mask in masks))
 
+    least = 0
+
     @torch.no_grad()
     def project_and_check(step: int) -> bool:
+        nonlocal least
         for mask in masks:
             mask.clamp_(min=0)
-        return count() <= relu_budget
+        least = min(least, present := count())
+        return present <= relu_budget
 
     def loss(logits: Tensor, batch: Batch) -> Tensor:
         penalty = torch.stack([mask.sum() for mask in masks]).sum()
@@ -82,17 +128,20 @@ def train_masks(
                 break
             rng = generator(context.seed, "snl", epoch)
             batches = training_batches(context.data, settings.batch_size, settings.augment, rng)
+            least = relu_total(model)
             result = train_epoch(
                 model, optimizer, batches, loss, after_step=project_and_check, autocast=context.autocast()
             )
             present = count()
             record = {"epoch": epoch, "loss": result.loss, "train_accuracy": result.train_accuracy}
-            history.append({**record, "relu_count": present, "l1_weight": l1_weight})
+            history.append({**record, "relu_count": present, "least_count": least, "l1_weight": l1_weight})
             if present >= lowest and epoch >= settings.patience:
                 l1_weight *= settings.growth
             lowest = min(lowest, present)
             progress = {"history": history, "l1_weight": l1_weight, "lowest": lowest}
-            state.save(snapshot(model, optimizer), progress)
+            tensors = snapshot(model, optimizer)
+            state.save(tensors, progress)
+            trajectory.save(tensors, progress)
             task.advance()
             task.say(f"epoch {epoch + 1}, train accuracy {result.train_accuracy:.2f} %, {present:,} ReLUs")
     soft_mask = torch.cat([mask.detach().reshape(-1) for mask in masks])

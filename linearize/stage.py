@@ -21,6 +21,7 @@ class StageContext:
     """data: images on `device`. state_dir: where an unfinished stage keeps its state. seed: of the run.
 
     amp: gradient steps run in bfloat16 where PyTorch holds that to be safe. meter: counts what the stage costs.
+    shared_dir: where runs that differ in their budget alone leave each other states; None: nowhere.
     """
 
     data: Dataset
@@ -30,6 +31,7 @@ class StageContext:
     reporter: Reporter
     amp: bool = False
     meter: Meter = field(default_factory=Meter)
+    shared_dir: Path | None = None
 
     def state(self, name: str) -> "SavedState":
         """A saved state of the stage; a stage may keep several."""

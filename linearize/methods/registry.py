@@ -9,6 +9,7 @@ from linearize.methods.base import Method
 _HOMES: dict[MethodName, str] = {
     "autorep": "linearize.methods.autorep:autorep",
     "bcd": "linearize.methods.bcd:coordinate_descent",
+    "gradual": "linearize.methods.gradual:gradual",
     "layer_culling": "linearize.methods.layer_culling:layer_culling",
     "random_mask": "linearize.methods.random_mask:random_mask",
     "sensitivity": "linearize.methods.sensitivity:sensitivity",

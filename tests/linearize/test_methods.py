@@ -45,6 +45,9 @@ SHORT = {
     "taylor.cuts": 3,
     "taylor.images": 40,
     "taylor.finetune.batch_size": 50,
+    "gradual.finetune.epochs": 2,
+    "gradual.finetune.batch_size": 20,
+    "gradual.update_every": 1,
     "sensitivity.images": 40,
     "layer_culling.images": 40,
     "bcd.drc": 700,
@@ -96,7 +99,7 @@ def test_equal_seeds_give_equal_networks(name: str, data: Dataset, tmp_path: Pat
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
 
 
-@pytest.mark.parametrize("name", ["snl", "autorep", "taylor"])
+@pytest.mark.parametrize("name", ["snl", "autorep", "taylor", "gradual"])
 def test_an_interrupted_method_ends_like_an_undisturbed_one(
     name: str, data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
