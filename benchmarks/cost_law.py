@@ -1,0 +1,237 @@
+"""The cost law: latency = a + b * ReLUs + rounds * RTT + bytes / bandwidth, for each backend; and how well it predicts.
+
+The last two terms are counted and known, so only a and b are fitted, by least squares on what is left of each measured
+median: on the loopback rows where those have two ReLU counts, else on the rows of all networks together. A phase that
+sends nothing has no law.
+
+A law is worth what it says of points that it has not seen. :func:`predictions` holds ReLU counts back, each in turn or
+those that are named, fits the law on the others and predicts the latency on every network that was measured: nothing
+that was measured at a held-back count goes in. Bytes and rounds are predicted as well, by lines through the others'.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+from benchmarks.errors import MeasureError
+from benchmarks.fit import MIN_POINTS, fit_line
+from benchmarks.links import Link, link_of, link_seconds, serial_bytes
+from benchmarks.schema import LOOPBACK, Phase, Results
+from benchmarks.summary import measured_subjects, phase_cost
+
+PHASES: tuple[Phase, ...] = ("online", "offline")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """One measured median: ``seconds`` of one image at ``relu_count`` on ``network``.
+
+    transferred: bytes that follow one another (:func:`benchmarks.links.serial_bytes`).
+    """
+
+    network: str
+    link: Link
+    relu_count: int
+    seconds: float
+    rounds: int
+    transferred: int
+
+    @property
+    def link_s(self) -> float:
+        """Seconds that the link takes by its numbers."""
+        return link_seconds(self.link, self.rounds, self.transferred)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Law:
+    """``fixed_s + relu_s * ReLUs`` beside what the link takes.
+
+    fitted_on: the networks whose points it was fitted on. low, high: the ReLU counts between which it was.
+    """
+
+    fixed_s: float
+    relu_s: float
+    fitted_on: tuple[str, ...]
+    low: int
+    high: int
+
+    def seconds(self, relu_count: float, link_s: float) -> float:
+        """The latency that the law gives."""
+        return self.fixed_s + self.relu_s * relu_count + link_s
+
+
+@dataclass(frozen=True, kw_only=True)
+class Residual:
+    """A point of a law, and ``fitted_s``: what the law gives for it."""
+
+    point: Point
+    fitted_s: float
+
+    @property
+    def residual_s(self) -> float:
+        """Measured minus fitted."""
+        return self.point.seconds - self.fitted_s
+
+    @property
+    def error(self) -> float:
+        """Fitted against measured, as a fraction; above 0 where the law gives too much."""
+        return self.fitted_s / self.point.seconds - 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class CostLaw:
+    """The law of one backend on one network in one phase, and how it fits every measured point."""
+
+    backend: str
+    model: str
+    phase: Phase
+    law: Law
+    residuals: tuple[Residual, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """What a law that never saw ``relu_count`` says of it, beside what was measured there.
+
+    outside: whether the count is below or above all that the law was fitted on.
+    """
+
+    backend: str
+    model: str
+    phase: Phase
+    network: str
+    relu_count: int
+    predicted_s: float
+    measured_s: float
+    outside: bool
+
+    @property
+    def error(self) -> float:
+        """Predicted against measured, as a fraction; above 0 where too much was predicted."""
+        return self.predicted_s / self.measured_s - 1
+
+
+def fit_law(points: Sequence[Point]) -> Law:
+    """a and b by least squares; the points must have two ReLU counts at least."""
+    bare = [point for point in points if point.network == LOOPBACK]
+    chosen = bare if len({point.relu_count for point in bare}) > 1 else points
+    counts = [point.relu_count for point in chosen]
+    line = fit_line(counts, [point.seconds - point.link_s for point in chosen])
+    return Law(
+        fixed_s=line.intercept,
+        relu_s=line.slope,
+        fitted_on=tuple(dict.fromkeys(point.network for point in chosen)),
+        low=min(counts),
+        high=max(counts),
+    )
+
+
+def cost_laws(results: Results) -> tuple[CostLaw, ...]:
+    """A law a backend, model and phase, where at least three ReLU counts were measured."""
+    return tuple(
+        CostLaw(
+            backend=backend,
+            model=model,
+            phase=phase,
+            law=(law := fit_law(points)),
+            residuals=tuple(
+                Residual(point=point, fitted_s=law.seconds(point.relu_count, point.link_s)) for point in points
+            ),
+        )
+        for backend, model, phase, points in _series(results)
+    )
+
+
+def predictions(results: Results, hold_back: Collection[int] | None = None) -> tuple[Prediction, ...]:
+    """Every held-back point as predicted and as measured.
+
+    Args:
+        hold_back: ReLU counts that no law is fitted on; None holds each count back in turn, fitting on all others.
+
+    Raises:
+        MeasureError: ``hold_back`` names a count that nothing was measured at, or leaves fewer than two.
+    """
+    found = []
+    measured: set[int] = set()
+    for backend, model, phase, points in _series(results):
+        counts = sorted({point.relu_count for point in points})
+        measured.update(counts)
+        held_back = [{count} for count in counts] if hold_back is None else [set(hold_back)]
+        for held in held_back:
+            left = [point for point in points if point.relu_count not in held]
+            if len({point.relu_count for point in left}) < MIN_POINTS - 1:
+                raise MeasureError(
+                    f"a law needs two ReLU counts to be fitted on, --hold-back leaves fewer of"
+                    f" {', '.join(f'{count:,}' for count in counts)} ({backend}); hold back fewer"
+                )
+            found += [
+                _predict(left, point, backend=backend, model=model, phase=phase)
+                for point in points
+                if point.relu_count in held
+            ]
+    for count in hold_back or ():
+        if count not in measured:
+            raise MeasureError(
+                f"--hold-back must name measured ReLU counts"
+                f" ({', '.join(f'{known:,}' for known in sorted(measured)) or 'there are too few for a law'}),"
+                f" got {count:,}"
+            )
+    return tuple(found)
+
+
+def _predict(seen: Sequence[Point], point: Point, *, backend: str, model: str, phase: Phase) -> Prediction:
+    law = fit_law(seen)
+    count = point.relu_count
+    counts = [other.relu_count for other in seen]
+    carried, waited = (
+        fit_line(counts, values) for values in ([other.transferred for other in seen], [other.rounds for other in seen])
+    )
+    link_s = link_seconds(
+        point.link, max(waited.intercept + waited.slope * count, 0.0), carried.intercept + carried.slope * count
+    )
+    return Prediction(
+        backend=backend,
+        model=model,
+        phase=phase,
+        network=point.network,
+        relu_count=count,
+        predicted_s=law.seconds(count, link_s),
+        measured_s=point.seconds,
+        outside=not law.low <= count <= law.high,
+    )
+
+
+def _series(results: Results) -> list[tuple[str, str, Phase, list[Point]]]:
+    """The points of each law, in the order of measurement: of phases that send anything, at three counts or more."""
+    found = []
+    for backend in results.backends:
+        for model in dict.fromkeys(subject.model for subject in results.subjects):
+            for phase in PHASES:
+                points = _points(results, backend, model, phase)
+                counts = {point.relu_count for point in points}
+                if len(counts) >= MIN_POINTS and any(point.transferred for point in points):
+                    found.append((backend, model, phase, points))
+    return found
+
+
+def _points(results: Results, backend: str, model: str, phase: Phase) -> list[Point]:
+    points = []
+    for network in results.networks:
+        link = link_of(network)
+        if link is None:
+            continue
+        for subject in measured_subjects(results, backend, network=network):
+            cost = phase_cost(results, backend, subject.name, phase, network=network)
+            if subject.model == model and cost is not None and cost.latency_s.median > 0:
+                points.append(
+                    Point(
+                        network=network,
+                        link=link,
+                        relu_count=subject.relu_count,
+                        seconds=cost.latency_s.median,
+                        rounds=cost.rounds,
+                        transferred=serial_bytes(backend, phase, cost.sent_bytes),
+                    )
+                )
+    return points

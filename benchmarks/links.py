@@ -1,0 +1,49 @@
+"""What the link adds to a latency in seconds, from counts: round trips, and the bytes that must follow one another.
+
+A link has one bandwidth in each direction. Where two parties take turns, every byte waits for the one before it,
+whoever sends it; where they send at the same time, the direction that carries most decides. The first is how `preset`
+works online: each message answers the one before. Of everything else no more is assumed than the second, which is
+never too long.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from benchmarks.schema import Phase, SentBytes
+from pi_runtime.errors import ConfigError
+from pi_runtime.net.shaping import parse_profile
+
+_TAKES_TURNS = frozenset((("preset", "online"),))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Link:
+    """A symmetric link.
+
+    rtt_s: round-trip time in seconds. bytes_per_s: of one direction; infinite where nothing limits it.
+    """
+
+    rtt_s: float
+    bytes_per_s: float
+
+
+def link_of(network: str) -> Link | None:
+    """The link of a profile, by its name or numbers; None where neither says what it is."""
+    try:
+        profile = parse_profile(network)
+    except ConfigError:
+        return None
+    return Link(rtt_s=profile.rtt_ms / 1e3, bytes_per_s=profile.bytes_per_s)
+
+
+def serial_bytes(backend: str, phase: Phase, sent: SentBytes) -> int:
+    """The bytes of a phase that no two of can be on their way at once; see the module."""
+    if (backend, phase) in _TAKES_TURNS:
+        return sent.total
+    return max(sent.client, sent.server, sent.dealer)
+
+
+def link_seconds(link: Link, rounds: float, transferred: float) -> float:
+    """``rounds * RTT + bytes / bandwidth``; ``transferred`` as :func:`serial_bytes` counts."""
+    return rounds * link.rtt_s + transferred / link.bytes_per_s
