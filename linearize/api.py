@@ -16,9 +16,10 @@ from linearize.config import RunConfig, flatten, load_config
 from linearize.errors import ConfigError
 from linearize.files import load_tensors
 from linearize.progress import Reporter
+from linearize.ranks import open_ranks
 from linearize.relu_mask import masked_layers
 from linearize.replacement import plain_layers
-from linearize.run import Session, open_session
+from linearize.run import Session, find_device, open_session
 from linearize.source import GivenNetwork
 from linearize.user_data import Examples, user_dataset
 from linearize.user_models import given_name
@@ -84,11 +85,15 @@ def linearize(
     source = GivenNetwork(model, data.input_shape)
     data = data.with_classes(source.num_classes)
     with ExitStack() as stack:
+        ranks = stack.enter_context(open_ranks(find_device(config)))
+        if ranks.world > 1 and run_dir is None:
+            raise ConfigError("run_dir must be given under torchrun, got None; name a directory that all ranks see")
         root = Path(run_dir) if run_dir is not None else Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        session = stack.enter_context(open_session(config, root, reporter or Reporter(), data, source))
+        quiet = reporter or Reporter() if ranks.first else Reporter(quiet=True)
+        session = stack.enter_context(open_session(config, root, quiet, data, source, ranks=ranks))
         session.check_budget()
         _check_same(session)
-        session.finetuned()
+        session.complete()
         linearized = _exportable(source.load(session.run.linearized))
         record = _record(session)
     places = {parameter.device for parameter in model.parameters()}

@@ -29,5 +29,9 @@ class NetworkError(LinearizeError):
     """A network of the user's cannot be built or traced, or its ReLUs cannot be masked."""
 
 
+class RankError(LinearizeError):
+    """Another process of a torchrun job failed or ended."""
+
+
 class BudgetError(LinearizeError):
     """A ReLU budget is not positive or exceeds what the network has."""

@@ -1,25 +1,32 @@
 """The ranks of torchrun: candidates of a search are spread over them, and the first one decides what is written.
 
-What passes between ranks are numbers and tensors of a fixed layout; nothing is unpickled.
+What passes between ranks are numbers and tensors of a fixed layout; nothing is unpickled. A rank that waits for another
+one learns of its end: gloo notices closed connections, and torchrun ends all ranks when one has failed.
 """
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, fields
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import safetensors.torch
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from linearize.errors import ConfigError
+from linearize.errors import ConfigError, RankError
 from linearize.progress import Reporter
 from linearize.stage import SavedState, StageContext
+from linearize.torchrun import local_rank, was_started_by_torchrun, world_size
+
+T = TypeVar("T")
+_DONE = b"done"
 
 # Ranks wait for the first one while it finetunes; the default of gloo, half an hour, is too short for that.
 _TIMEOUT = timedelta(days=7)
@@ -44,7 +51,8 @@ class Ranks:
             return [list(row)]
         own = torch.tensor(row, dtype=torch.float64, device=self.device)
         rows = [torch.empty_like(own) for _ in range(self.world)]
-        dist.all_gather(rows, own)
+        with _reaching():
+            dist.all_gather(rows, own)
         return [other.tolist() for other in rows]
 
     def broadcast(self, tensor: Tensor, source: int = 0) -> Tensor:
@@ -52,7 +60,8 @@ class Ranks:
         if self.world == 1:
             return tensor
         moved = tensor.detach().to(self.device).contiguous().clone()
-        dist.broadcast(moved, source)
+        with _reaching():
+            dist.broadcast(moved, source)
         return moved.to(tensor.device)
 
     def broadcast_bytes(self, content: bytes) -> bytes:
@@ -64,6 +73,31 @@ class Ranks:
         if self.first:
             buffer = torch.frombuffer(bytearray(content), dtype=torch.uint8)
         return bytes(self.broadcast(buffer).cpu().numpy())
+
+    def agree(self, value: bool) -> bool:
+        """The first rank's value."""
+        return bool(self.broadcast(torch.tensor([value], dtype=torch.uint8)))
+
+    def first_alone(self, work: Callable[[], T]) -> T | None:
+        """Have the first rank do some work while the others wait: its result there, None on the others.
+
+        Raises what the work raises there, and RankError on the others.
+        """
+        if self.world == 1:
+            return work()
+        if not self.first:
+            answer = self.broadcast_bytes(b"")
+            if answer != _DONE:
+                raise RankError(f"the first rank of this torchrun job stopped: {answer.decode()}")
+            return None
+        try:
+            result = work()
+        except Exception as error:
+            with suppress(RankError):
+                self.broadcast_bytes(f"{type(error).__name__}: {error}".encode())
+            raise
+        self.broadcast_bytes(_DONE)
+        return result
 
     @torch.no_grad()
     def share_model(self, model: nn.Module) -> None:
@@ -79,12 +113,12 @@ def open_ranks(device: torch.device) -> Iterator[Ranks]:
 
     Raises ConfigError if more ranks than CUDA devices share a machine.
     """
-    world = int(os.environ.get("WORLD_SIZE", "1"))
+    world = world_size()
     if world == 1:
         yield Ranks()
         return
     if device.type == "cuda":
-        local = int(os.environ.get("LOCAL_RANK", "0"))
+        local = local_rank()
         if local >= torch.cuda.device_count():
             raise ConfigError(
                 f"torchrun must start at most {torch.cuda.device_count()} processes here (CUDA devices), got more; "
@@ -92,11 +126,43 @@ def open_ranks(device: torch.device) -> Iterator[Ranks]:
             )
         torch.cuda.set_device(local)
         device = torch.device("cuda", local)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=_TIMEOUT)
+    with _ending_with_torchrun():
+        with _reaching():
+            dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=_TIMEOUT)
+        try:
+            yield Ranks(dist.get_rank(), world, device)
+        finally:
+            dist.destroy_process_group()
+
+
+@contextmanager
+def _reaching() -> Iterator[None]:
+    """Turn what gloo and nccl raise into RankError."""
     try:
-        yield Ranks(dist.get_rank(), world, device)
+        yield
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise RankError(
+            f"another rank of this torchrun job ended or is out of reach ({reason}); the same command goes on from here"
+        ) from error
+
+
+@contextmanager
+def _ending_with_torchrun() -> Iterator[None]:
+    """End this process when torchrun is killed: alone it would go on unseen and hold the run directory."""
+    agent, over = os.getppid(), threading.Event()
+
+    def watch() -> None:
+        while not over.wait(1.0):
+            if os.getppid() != agent:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    if was_started_by_torchrun():
+        threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield
     finally:
-        dist.destroy_process_group()
+        over.set()
 
 
 class SharedState(SavedState):

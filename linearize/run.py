@@ -6,12 +6,15 @@ between baseline and last finetune, which are the same for all.
 A stage whose file is there is skipped; an unfinished one goes on from its saved state. All random streams are derived
 from the seed and the stage, so an interrupted run ends with the same masks and weights, bit for bit, as an undisturbed
 one on the same machine and thread count.
+
+Under torchrun the candidates of block coordinate descent are spread over the ranks. The first one does everything else
+and alone writes the run directory, which all must see.
 """
 
 import copy
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +31,7 @@ from linearize.meter import Meter
 from linearize.methods.base import Task, check_count
 from linearize.methods.registry import find_method
 from linearize.progress import Reporter
+from linearize.ranks import Ranks, open_ranks
 from linearize.relu_mask import relu_count, relu_total
 from linearize.replacement import use_affine
 from linearize.run_dir import RunDir, open_run
@@ -59,7 +63,7 @@ def train_baseline(config: RunConfig, run_dir: Path, reporter: Reporter | None =
     Raises ConfigError (run directory, settings), DataError (images), CheckpointError (a damaged file of the run).
     """
     with _session(config, run_dir, reporter or Reporter()) as session:
-        session.baseline()
+        session.ranks.first_alone(session.baseline)
         return session.run.baseline
 
 
@@ -73,7 +77,7 @@ def run_linearization(
     """
     with _session(config, run_dir, reporter or Reporter(), shared_dir) as session:
         session.check_budget()
-        session.finetuned()
+        session.complete()
         metadata = read_metadata(session.run.linearized)
         return LinearizeResult(
             checkpoint=session.run.linearized,
@@ -86,10 +90,13 @@ def run_linearization(
 
 @contextmanager
 def _session(config: RunConfig, root: Path, reporter: Reporter, shared_dir: Path | None = None) -> Iterator["Session"]:
-    data = load_dataset(config.data, reporter)
-    source = ConfiguredNetwork(config, data)
-    with open_session(config, root, reporter, data, source, shared_dir) as session:
-        yield session
+    with open_ranks(find_device(config)) as ranks:
+        quiet = reporter if ranks.first else Reporter(quiet=True)
+        # One after the other: the first may fetch or decode images, which the others then find.
+        data = ranks.first_alone(lambda: load_dataset(config.data, quiet)) or load_dataset(config.data, quiet)
+        source = ConfiguredNetwork(config, data)
+        with open_session(config, root, quiet, data, source, shared_dir, ranks) as session:
+            yield session
 
 
 @contextmanager
@@ -100,15 +107,25 @@ def open_session(
     data: Dataset,
     source: NetworkSource,
     shared_dir: Path | None = None,
+    ranks: Ranks = Ranks(),  # noqa: B008 - immutable
 ) -> Iterator["Session"]:
-    """Go to work in a run directory, with images on any device. Raises ConfigError (run directory, device)."""
-    device = _device(config)
+    """Go to work in a run directory, with images on any device; all ranks call this together.
+
+    Raises ConfigError (run directory, device, method), and RankError where the first rank could not.
+    """
+    if ranks.world > 1 and config.method != "bcd":
+        raise ConfigError(
+            f"torchrun spreads the search of method bcd alone, got method {config.method}; start it without torchrun"
+        )
+    device = find_device(config)
     if config.threads:
         torch.set_num_threads(config.threads)
-    with _repeatable_cudnn(), open_run(root, config) as run:
+    with _repeatable_cudnn(), ExitStack() as stack:
+        run = ranks.first_alone(lambda: stack.enter_context(open_run(root, config)))
+        run = run or RunDir(root, config.method, config.reference)
         amp = config.amp == "bf16"
         context = StageContext(data.to(device), device, config.seed, run.state, reporter, amp, shared_dir=shared_dir)
-        yield Session(config, run, context, source)
+        yield Session(config, run, context, source, ranks)
 
 
 @contextmanager
@@ -122,7 +139,8 @@ def _repeatable_cudnn() -> Iterator[None]:
         cudnn.deterministic, cudnn.benchmark = before
 
 
-def _device(config: RunConfig) -> torch.device:
+def find_device(config: RunConfig) -> torch.device:
+    """The device of a run. Raises ConfigError if it asks for CUDA where there is none."""
     if config.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device is cuda, but PyTorch finds no CUDA device; set device to auto or cpu")
     return torch.device("cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu")
@@ -136,10 +154,20 @@ def _agree(stored: object, expected: object) -> bool:
 
 
 class Session:
-    """One process at work in one run directory. Each method gives a network on the run's device."""
+    """One process at work in one run directory, or the ranks of torchrun. Stages give a network on the run's device."""
 
-    def __init__(self, config: RunConfig, run: RunDir, context: StageContext, source: NetworkSource) -> None:
-        self.config, self.run, self.context, self.source = config, run, context, source
+    def __init__(
+        self, config: RunConfig, run: RunDir, context: StageContext, source: NetworkSource, ranks: Ranks
+    ) -> None:
+        self.config, self.run, self.context, self.source, self.ranks = config, run, context, source, ranks
+
+    def complete(self) -> None:
+        """Every stage that is not finished, up to linearized.safetensors; all ranks call this together."""
+        ranks, run = self.ranks, self.run
+        if ranks.world > 1 and not ranks.agree(run.searched.exists() or run.linearized.exists()):
+            ranks.first_alone(self.reference)
+            self.searched()
+        ranks.first_alone(self.finetuned)
 
     def check_budget(self) -> None:
         """Raise BudgetError if the network has fewer ReLUs than the budget."""
@@ -190,13 +218,14 @@ class Session:
         name = self.config.method
 
         def search(model: nn.Module, context: StageContext) -> dict[str, Any]:
-            task = Task(model, self._teacher(), self.config.relu_budget, self.config, context, self.run.bcd_log)
+            budget, log_path = self.config.relu_budget, self.run.bcd_log
+            task = Task(model, self._teacher(), budget, self.config, context, log_path, self.ranks)
             report = find_method(name)(task)
             check_count(task, name)
             return report
 
         start = self.reference if name == "bcd" else self._full_network
-        return self._stage(self.run.searched, "search", start, search)
+        return self._stage(self.run.searched, "search", start, search, self.ranks)
 
     def finetuned(self) -> nn.Module:
         """The linearized network. The only place where test images are looked at."""
@@ -228,8 +257,12 @@ class Session:
         name: str,
         start: Callable[[], nn.Module],
         work: Callable[[nn.Module, StageContext], dict[str, Any]],
+        ranks: Ranks = Ranks(),  # noqa: B008 - immutable
     ) -> nn.Module:
-        """The network in `path`; where there is none yet, `work` on the network of `start` and write it."""
+        """The network in `path`; where there is none yet, `work` on the network of `start` and write it.
+
+        ranks: those that call this together; by default it is the first one alone.
+        """
         state_dir = self.run.state / name
         if not path.exists():
             model = start()
@@ -238,9 +271,11 @@ class Session:
                 report = work(model, context)
             cost = context.meter.counts()
             seconds = round(sum(part["seconds"] for part in cost.values()), 3)
-            save_checkpoint(path, model, self._metadata(model) | report | {"cost": cost, "seconds": seconds})
+            facts = report | {"cost": cost, "seconds": seconds}
+            ranks.first_alone(lambda: save_checkpoint(path, model, self._metadata(model) | facts))
         # Only now: a stage killed between its last state and its file goes on from the state.
-        shutil.rmtree(state_dir, ignore_errors=True)
+        if self.ranks.first:
+            shutil.rmtree(state_dir, ignore_errors=True)
         return self._place(self.source.load(path))
 
     def _full_network(self) -> nn.Module:

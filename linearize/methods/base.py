@@ -1,7 +1,7 @@
 """What a linearization method is given and what it must leave behind."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from linearize.config import RunConfig
 from linearize.errors import BudgetError
+from linearize.ranks import Ranks
 from linearize.relu_mask import relu_count
 from linearize.rng import generator
 from linearize.stage import StageContext
@@ -23,6 +24,7 @@ class Task:
     model: the network to reduce, in place: the trained baseline with all its ReLUs, or a reference network with more
     than relu_budget of them. teacher: the baseline. config: of the run; a method reads its own section. context: data,
     device, seed, saved states; its meter counts the images by itself. log_path: where a method may log its steps.
+    ranks: of torchrun, for a method that is spread over them.
     """
 
     model: nn.Module
@@ -31,6 +33,7 @@ class Task:
     config: RunConfig
     context: StageContext
     log_path: Path
+    ranks: Ranks = field(default_factory=Ranks)
 
 
 # Leaves exactly relu_budget ReLUs in task.model, and finetunes only as far as the method itself asks for it: the last

@@ -13,6 +13,7 @@ from typing import Any
 
 import click
 
+from linearize.torchrun import is_first, world_size
 from pi_runtime.cli.bench import add_bench_verb, bench_options, take_bench_options
 from pi_runtime.cli.compare import add_compare_verb
 from pi_runtime.cli.estimate import add_estimate_verb
@@ -68,11 +69,16 @@ def train(run_dir: Path | None, **options: Any) -> None:
 @_run_dir
 @config_options
 def linearize(run_dir: Path | None, **options: Any) -> None:
-    """Remove ReLUs until the budget is met: baseline, SNL, block coordinate descent, finetuning."""
+    """Remove ReLUs until the budget is met: baseline, SNL, block coordinate descent, finetuning.
+
+    torchrun --nproc-per-node N -m pi_runtime linearize ... spreads the search of --method bcd over N processes.
+    """
     from pi_runtime import pipeline
 
     config = read_config(options)
-    answer(pipeline.linearize(config, run_dir or pipeline.default_run_dir(config)))
+    document = pipeline.linearize(config, run_dir or pipeline.default_run_dir(config))
+    if is_first():
+        answer(document)
 
 
 @cli.command()
@@ -167,6 +173,7 @@ def answer(document: dict[str, Any]) -> None:
 def main() -> None:
     """Entry point of ``pi-pipeline``: every error that a user can mend is one line on stderr and exit code 1."""
     try:
+        _check_ranks()
         code = cli.main(standalone_mode=False)
     except click.ClickException as error:
         _fail(error.format_message())
@@ -177,6 +184,11 @@ def main() -> None:
         _fail(str(error))
     else:
         sys.exit(code if isinstance(code, int) else 0)
+
+
+def _check_ranks() -> None:
+    if world_size() > 1 and sys.argv[1:2] != ["linearize"]:
+        raise click.UsageError("torchrun can start `linearize --method bcd` alone; start other verbs without it")
 
 
 def _expected_errors() -> tuple[type[Exception], ...]:
