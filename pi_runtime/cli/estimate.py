@@ -1,34 +1,21 @@
-"""The verb ``estimate``: what private inference with a model costs, without running it."""
+"""The verb ``estimate``: what private inference with a model costs, without the model's weights."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from pi_runtime.graph import Graph
-    from pi_runtime.net.shaping import NetworkProfile
-    from pi_runtime.preset.estimate import Compute, Estimate, Latency, Volume
 
 _COUNT = click.IntRange(min=1)
-LEFT_OUT = (
-    "TLS records (22 bytes each)",
-    "names of parties longer than their roles (HELLO, MATERIAL)",
-    "the BYE that ends a connection, refusals and what is repeated after them",
-    "the stores' databases and the blocks of the file system",
-    "in seconds: the operating system's time for each message, TLS, other load, the offline phase",
-)
 
 
 @click.command()
-@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("models", metavar="MODEL...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option(
     "--network", default="wan", show_default=True, help="loopback, lan, wan, mobile or bandwidth_mbps=50,rtt_ms=20"
 )
@@ -37,22 +24,40 @@ LEFT_OUT = (
     "--party-threads", "--threads", default=1, show_default=True, type=_COUNT, help="CPU threads of the linear layers"
 )
 @click.option("--no-timing", is_flag=True, help="bytes alone; measure nothing")
-def estimate(model: Path, network: str, batch: int, party_threads: int, no_timing: bool) -> None:
-    """What private inference with MODEL costs, without running it.
+@click.option(
+    "--check",
+    type=click.Path(path_type=Path),
+    help="results.json of `bench`: predict each MODEL's rows in it, and show how far off that is",
+)
+def estimate(
+    models: tuple[Path, ...], network: str, batch: int, party_threads: int, no_timing: bool, check: Path | None
+) -> None:
+    """What private inference with MODEL costs.
 
     MODEL is an ONNX file, a public graph (model.public.json) or the directory of a run. Bytes, messages and rounds are
-    exact and follow from the public graph; seconds are modelled from a measurement of this machine of about two
-    seconds.
-    """
-    from pi_runtime.net.shaping import parse_profile
-    from pi_runtime.preset import estimate as preset
+    exact and follow from the public graph; seconds are modelled from a rehearsal of some ten seconds on this machine,
+    with random weights.
 
+    With --check several MODELs may be given. Networks and threads are then those of the results, whose figures serve to
+    compare with and for nothing else.
+    """
+    from pi_runtime.cli.estimate_tables import LEFT_OUT, exact_document, latency_document, print_estimate
+    from pi_runtime.net.shaping import parse_profile
+    from pi_runtime.preset import estimate as exact_part
+    from pi_runtime.preset import rehearse as timed_part
+
+    if check is not None:
+        _check(models, check)
+        return
+    if len(models) > 1:
+        raise click.UsageError(f"one MODEL is estimated at a time, got {len(models)}; several go with --check")
+    (model,) = models
     profile = parse_profile(network)
     graph = load_graph(model)
-    exact = preset.estimate(graph, batch)
-    compute = None if no_timing else preset.rehearse(graph, batch, threads=party_threads)
-    modelled = None if compute is None else preset.latency(exact.online, compute, profile)
-    _print(graph, exact, compute, modelled, profile)
+    exact = exact_part.estimate(graph, batch)
+    rehearsed = None if no_timing else timed_part.rehearse(graph, batch, threads=party_threads)
+    modelled = None if rehearsed is None else timed_part.latency(exact, rehearsed, profile)
+    print_estimate(graph, exact, rehearsed, modelled, profile)
     document: dict[str, Any] = {
         "model": str(model),
         "graph_hash": graph.public_hash,
@@ -62,8 +67,8 @@ def estimate(model: Path, network: str, batch: int, party_threads: int, no_timin
         "latency": None,
         "left_out": LEFT_OUT,
     }
-    if compute is not None and modelled is not None:
-        document["latency"] = _latency_document(compute, modelled, profile, party_threads)
+    if rehearsed is not None and modelled is not None:
+        document["latency"] = latency_document(rehearsed, modelled, profile, party_threads)
     click.echo(json.dumps(document))
 
 
@@ -94,151 +99,21 @@ def load_graph(model: Path) -> Graph:
     return load_public(path) if path.suffix == ".json" else load_onnx(path)
 
 
-def exact_document(exact: Estimate) -> dict[str, Any]:
-    """The exact part as plain values; of the layers those with weights or ReLUs, as all others never cost any bytes."""
-    return {
-        "setup": _volume_document(exact.setup),
-        "offline": _volume_document(exact.offline),
-        "online": {
-            **_volume_document(exact.online),
-            "input_payload_bytes": exact.input_bytes,
-            "opening_payload_bytes": exact.opening_bytes,
-            "answer_payload_bytes": exact.answer_bytes,
-            "logit_payload_bytes": exact.logit_bytes,
-        },
-        "stored": {
-            "kind": "exact",
-            "server_bundle_bytes": exact.server_bundle_bytes,
-            "client_bundle_bytes": exact.client_bundle_bytes,
-        },
-        "layers": [
+def _check(models: tuple[Path, ...], results_path: Path) -> None:
+    from dataclasses import asdict
+
+    from benchmarks.results_file import load_results
+    from pi_runtime.cli.estimate_check import check_model, print_checks
+
+    results = load_results(results_path)
+    found = [check for model in models for check in check_model(load_graph(model), results, origin=model)]
+    print_checks(found)
+    click.echo(
+        json.dumps(
             {
-                "name": layer.name,
-                "op": layer.op,
-                "relu_count": layer.relu_count,
-                "online": _volume_document(layer.online),
-                "offline": _volume_document(layer.offline),
+                "results": str(results_path),
+                "largest_error": max(abs(entry.error) for entry in found),
+                "check": [{**asdict(entry), "error": entry.error} for entry in found],
             }
-            for layer in exact.layers
-            if layer.op == "relu" or layer.offline.total_bytes
-        ],
-    }
-
-
-def _volume_document(volume: Volume) -> dict[str, Any]:
-    return {
-        "kind": "exact",
-        "payload_bytes": dict(volume.payload_bytes),
-        "framing_bytes": dict(volume.framing_bytes),
-        "sent_bytes": volume.sent_bytes,
-        "total_bytes": volume.total_bytes,
-        "messages": volume.messages,
-        "rounds": volume.rounds,
-    }
-
-
-def _latency_document(compute: Compute, modelled: Latency, profile: NetworkProfile, threads: int) -> dict[str, Any]:
-    bandwidth = profile.bandwidth_mbps
-    return {
-        "kind": "modelled",
-        "network": profile.name,
-        "bandwidth_mbps": bandwidth if isfinite(bandwidth) else None,
-        "rtt_ms": profile.rtt_ms,
-        "party_threads": threads,
-        "total_seconds": modelled.total_s,
-        "compute_seconds": modelled.compute_s,
-        "round_trip_seconds": modelled.round_trip_s,
-        "transfer_seconds": modelled.transfer_s,
-        "compute": {
-            "kind": "measured",
-            "runs": compute.runs,
-            "server_linear_seconds": compute.server_linear_s,
-            "server_gate_seconds": compute.server_gate_s,
-            "server_public_seconds": compute.server_public_s,
-            "client_seconds": compute.client_s,
-        },
-    }
-
-
-def _print(
-    graph: Graph, exact: Estimate, compute: Compute | None, modelled: Latency | None, profile: NetworkProfile
-) -> None:
-    from rich.console import Console
-
-    console = Console(stderr=True, highlight=False)
-    console.print(_layer_table(exact))
-    console.print(_phase_table(exact, graph.relu_count))
-    if compute is not None and modelled is not None:
-        console.print(_latency_table(exact, compute, modelled, profile))
-    console.print("left out: " + "; ".join(LEFT_OUT), style="dim")
-
-
-def _table(title: str, caption: str, texts: Sequence[str], numbers: Sequence[str]) -> Table:
-    """An empty table whose first columns hold text and whose others hold numbers; nothing is cut off when narrow."""
-    from rich.box import SIMPLE
-    from rich.table import Table
-
-    table = Table(title=title, caption=caption, box=SIMPLE, pad_edge=False)
-    for text in texts:
-        table.add_column(text, overflow="fold")
-    for number in numbers:
-        table.add_column(number, justify="right", overflow="fold")
-    return table
-
-
-def _layer_table(exact: Estimate) -> Table:
-    """Layers that take part in any exchange; all others cost nothing."""
-    table = _table(
-        "exact bytes by layer and sender, framing included",
-        "layers that are not here cost none",
-        ("layer", "op"),
-        ("ReLUs", "online\nserver", "online\nclient", "offline\ndealer", "offline\nclient"),
-    )
-    for layer in exact.layers:
-        online, offline = layer.online.sent_bytes, layer.offline.sent_bytes
-        sizes = (online["server"], online["client"], offline["dealer"], offline["client"])
-        if any(sizes):
-            table.add_row(layer.name, layer.op, f"{layer.relu_count:,}", *(f"{size:,}" for size in sizes))
-    return table
-
-
-def _phase_table(exact: Estimate, relu_count: int) -> Table:
-    from pi_runtime.backend import ROLES
-
-    table = _table(
-        f"exact bytes by phase: {relu_count:,} ReLUs an image, batch {exact.batch}",
-        f"online payload: input {exact.input_bytes:,}, openings {exact.opening_bytes:,}, "
-        f"answers {exact.answer_bytes:,}, logits {exact.logit_bytes:,}\n"
-        f"a bundle's file: {exact.server_bundle_bytes:,} at the server, {exact.client_bundle_bytes:,} at the client",
-        ("phase",),
-        (*(f"{role}\nsends" for role in ROLES), "of it\nframing", "messages", "rounds"),
-    )
-    for phase, volume in (("setup", exact.setup), ("offline", exact.offline), ("online", exact.online)):
-        numbers = (
-            *(volume.sent_bytes[role] for role in ROLES),
-            sum(volume.framing_bytes.values()),
-            volume.messages,
-            volume.rounds,
         )
-        table.add_row(phase, *(f"{number:,}" for number in numbers))
-    return table
-
-
-def _latency_table(exact: Estimate, compute: Compute, modelled: Latency, profile: NetworkProfile) -> Table:
-    table = _table(
-        f"modelled online latency on {profile.name}",
-        f"computing: the median of {compute.runs} runs here",
-        ("term",),
-        ("seconds",),
     )
-    for term, seconds in (
-        ("server, linear layers", compute.server_linear_s),
-        ("server, gates", compute.server_gate_s),
-        ("server, public steps", compute.server_public_s),
-        ("client", compute.client_s),
-        (f"{exact.online.rounds} rounds of {profile.rtt_ms:g} ms", modelled.round_trip_s),
-        (f"{exact.online.total_bytes:,} bytes at {profile.bandwidth_mbps:g} Mbit/s", modelled.transfer_s),
-        ("together", modelled.total_s),
-    ):
-        table.add_row(term, f"{seconds:.4f}")
-    return table

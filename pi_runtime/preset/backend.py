@@ -33,11 +33,11 @@ from pi_runtime.net.certs import make_certificates
 from pi_runtime.net.messages import Identity
 from pi_runtime.net.shaping import parse_profile
 from pi_runtime.net.traffic import Counts, Traffic
-from pi_runtime.onnx_graph import load_onnx
 from pi_runtime.preset.client import PresetClient
 from pi_runtime.preset.costs import Reading, offline_layers, online_layers, phase_cost
 from pi_runtime.preset.input_range import check_images
 from pi_runtime.preset.roles import Access, open_client
+from pi_runtime.preset.stand_in import load_served
 
 _MODULE = "pi_runtime.preset.party"
 _START_TIMEOUT_S = 180.0
@@ -50,12 +50,22 @@ class PresetBackend(Backend):
     port: of the server on 127.0.0.1, the dealer takes the one above; 0 takes free ones. threads: of each party.
     profile: the network that is imitated between the parties, by name or numbers (:mod:`pi_runtime.net.shaping`).
     tls: mutual TLS with certificates made for this backend alone; plain TCP otherwise.
+    random_weights: for clocks alone: weights of the graph's shapes in the place of its own, which it need not have then
+        (:mod:`pi_runtime.preset.rehearse`). Logits mean nothing.
     """
 
     name = "preset"
     byte_source = "channel"
 
-    def __init__(self, *, port: int = 0, threads: int = 1, profile: str = "loopback", tls: bool = False) -> None:
+    def __init__(
+        self,
+        *,
+        port: int = 0,
+        threads: int = 1,
+        profile: str = "loopback",
+        tls: bool = False,
+        random_weights: bool = False,
+    ) -> None:
         if not 0 <= port <= 65534:
             raise ConfigError(f"port must be between 0 and 65534 (0: a free one), got {port}")
         if threads < 1:
@@ -65,6 +75,7 @@ class PresetBackend(Backend):
         self._threads = threads
         self._profile = profile
         self._tls = tls
+        self._random_weights = random_weights
         self._processes: dict[str, Process] = {}
         self._stack = ExitStack()
         self._client: PresetClient | None = None
@@ -131,7 +142,7 @@ class PresetBackend(Backend):
         return logits.astype(np.float32), RunCost(phases=phases, layers=(*made_layers, *layers))
 
     def _start(self, model: Path) -> None:
-        graph = load_onnx(model)
+        graph = load_served(model, random_weights=self._random_weights)
         directory = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="pi-preset-")))
         public, certs = directory / "model.public.json", directory / "certs" if self._tls else None
         graph.save_public(public)
@@ -144,7 +155,8 @@ class PresetBackend(Backend):
         listen = [f"127.0.0.1:{self._port and self._port + above}" for above in (0, 1)]
         dealer = self._ask(["dealer"], start | {"graph": str(public), "listen": listen[1]})["dealer"].header["address"]
         options = {"graph": str(model), "listen": listen[0], "dealer": dealer, "state": str(directory / "server")}
-        server = self._ask(["server"], start | options)["server"].header["address"]
+        weights = {"random_weights": self._random_weights}
+        server = self._ask(["server"], start | options | weights)["server"].header["address"]
         self._ask(["server"], {"command": "set-up", "within_s": _START_TIMEOUT_S})
         access = Access(certs=certs, insecure_loopback=certs is None, state=directory / "client", network=self._profile)
         client = open_client(server, dealer, access=access, threads=self._threads)

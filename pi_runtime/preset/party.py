@@ -17,10 +17,10 @@ from typing import Any
 from pi_runtime.child.control import Control
 from pi_runtime.errors import BackendError, PiError
 from pi_runtime.graph import load_public
-from pi_runtime.onnx_graph import load_onnx
 from pi_runtime.preset.dealer import Dealer
 from pi_runtime.preset.roles import Access
 from pi_runtime.preset.server import PresetServer
+from pi_runtime.preset.stand_in import load_served
 
 _QUIET_S = 60.0
 
@@ -33,7 +33,7 @@ def _start(role: str, threads: int, header: dict[str, Any]) -> PresetServer | De
     if role == "dealer":
         return Dealer(load_public(graph), endpoint, listen=listen, threads=threads)
     return PresetServer(
-        load_onnx(graph),
+        load_served(graph, random_weights=bool(header["random_weights"])),
         endpoint,
         listen=listen,
         dealer=str(header["dealer"]),

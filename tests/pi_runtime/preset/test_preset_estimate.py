@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 from click.testing import CliRunner
 
 from pi_runtime.backend import ROLES
@@ -15,21 +14,15 @@ from pi_runtime.cli.main import cli
 from pi_runtime.errors import ConfigError
 from pi_runtime.export import export_onnx
 from pi_runtime.net.messages import Kind
-from pi_runtime.net.shaping import NetworkProfile, parse_profile
 from pi_runtime.net.wire import HEADER_BYTES, MAX_PAYLOAD_BYTES, as_bytes, split_frames
 from pi_runtime.onnx_graph import load_onnx
-from pi_runtime.preset import estimate as module
 from pi_runtime.preset.costs import Reading, offline_layers, online_layers
 from pi_runtime.preset.estimate import (
-    Compute,
     Message,
-    Volume,
     bundle_messages,
     count_messages,
     estimate,
-    latency,
     online_messages,
-    rehearse,
     setup_messages,
 )
 from pi_runtime.preset.program import compile_program
@@ -164,41 +157,7 @@ def test_long_messages_take_the_frames_that_the_wire_cuts(size):
     assert Message("dealer", "server", Kind.GATE_SHARE, size, 0).framing_bytes == HEADER_BYTES * len(frames)
 
 
-def test_latency_is_the_sum_of_its_terms():
-    online = Volume(
-        payload_bytes={"client": 600_000, "server": 390_000, "dealer": 0},
-        framing_bytes={"client": 6_000, "server": 4_000, "dealer": 0},
-        messages=36,
-        rounds=18,
-    )
-    compute = Compute(server_linear_s=0.1, server_gate_s=0.02, server_public_s=0.003, client_s=0.01, runs=2)
-    modelled = latency(online, compute, NetworkProfile("test", bandwidth_mbps=100.0, rtt_ms=40.0))
-    assert modelled.compute_s == pytest.approx(0.133)
-    assert modelled.round_trip_s == pytest.approx(0.72)
-    assert modelled.transfer_s == pytest.approx(0.08)
-    assert modelled.total_s == pytest.approx(0.933)
-    bare = latency(online, compute, parse_profile("loopback"))
-    assert (bare.round_trip_s, bare.transfer_s) == (0, 0)
-
-
-def test_a_rehearsal_takes_every_step(make_net, tmp_path):
-    """With a MaxPool, whose gates are its own; of the public graph alone."""
-    torch.manual_seed(0)
-    net = torch.nn.Sequential(
-        torch.nn.Conv2d(1, 4, 3, padding=1), torch.nn.ReLU(), torch.nn.MaxPool2d(2), torch.nn.Flatten()
-    )
-    graph = exported(torch.nn.Sequential(net, torch.nn.Linear(64, 3)), tmp_path)
-    for batch in (1, 2):
-        compute = rehearse(graph.public(), batch, measure_s=0.0)
-        assert compute.runs == 2
-        parts = (compute.server_linear_s, compute.server_gate_s, compute.server_public_s, compute.client_s)
-        assert all(0 < seconds < 5 for seconds in parts)
-
-
-def test_a_rehearsal_that_would_not_fit_is_refused(preset_graph, monkeypatch):
-    monkeypatch.setattr(module, "MAX_REHEARSED_BYTES", 1000)
-    with pytest.raises(ConfigError, match=r"batch 7 needs [\d,]+ bytes of material.*--no-timing"):
-        rehearse(preset_graph, 7)
+def test_a_batch_out_of_range_is_refused(preset_graph):
     with pytest.raises(ConfigError, match="batch must be from 1 to 65,536, got 0"):
         estimate(preset_graph, 0)
 
@@ -225,28 +184,6 @@ def test_the_verb_takes_all_three_forms_of_a_model(make_net, tmp_path):
     online = documents[0]["online"]
     parts = ("input", "opening", "answer", "logit")
     assert sum(online[f"{part}_payload_bytes"] for part in parts) == sum(online["payload_bytes"].values())
-
-
-def test_the_verb_shows_each_term_of_the_modelled_latency(make_net, tmp_path, monkeypatch):
-    compute = Compute(server_linear_s=0.5, server_gate_s=0.25, server_public_s=0.125, client_s=0.125, runs=9)
-    monkeypatch.setattr(module, "rehearse", lambda graph, batch, threads: compute)
-    exported(make_net(0.4), tmp_path)
-    document, shown = run(tmp_path, "--network", "bandwidth_mbps=8,rtt_ms=100", "--threads", 2)
-    modelled = document["latency"]
-    assert modelled["kind"] == "modelled"
-    assert modelled["compute_seconds"] == 1.0
-    assert modelled["round_trip_seconds"] == pytest.approx(0.1 * document["online"]["rounds"])
-    assert modelled["transfer_seconds"] == pytest.approx(document["online"]["total_bytes"] / 1e6)
-    assert (modelled["bandwidth_mbps"], modelled["rtt_ms"], modelled["party_threads"]) == (8, 100, 2)
-    for text in (
-        "modelled online latency",
-        "4 rounds of 100 ms",
-        "exact bytes by layer",
-        "exact bytes by phase",
-        "left out",
-    ):
-        assert text in " ".join(shown.split())
-    assert run(tmp_path, "--network", "loopback")[0]["latency"]["bandwidth_mbps"] is None
 
 
 def test_errors_name_what_is_wrong(make_net, tmp_path):

@@ -1,0 +1,117 @@
+"""``estimate --check``: what was predicted of a model, beside what ``bench`` had measured of it on this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from benchmarks.schema import Results, Subject
+from benchmarks.summary import phase_cost
+from pi_runtime.errors import ConfigError
+from pi_runtime.graph import Graph
+from pi_runtime.net.shaping import parse_profile
+from pi_runtime.preset import rehearse as timed
+from pi_runtime.preset.estimate import estimate
+
+BACKEND = "preset"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """One phase of one network on one link: modelled and measured seconds and bytes of an inference of one image."""
+
+    subject: str
+    relu_count: int
+    network: str
+    phase: Literal["online", "offline"]
+    predicted_s: float
+    measured_s: float
+    predicted_bytes: int
+    measured_bytes: int
+
+    @property
+    def error(self) -> float:
+        """Predicted against measured seconds, as a fraction; above 0 where too much was predicted."""
+        return self.predicted_s / self.measured_s - 1
+
+
+def check_model(graph: Graph, results: Results, *, origin: Path) -> tuple[Check, ...]:
+    """Rehearses ``graph`` and predicts each row that ``results`` has of it; nothing of the rows goes into that.
+
+    The rows are those of the networks that keep as many ReLUs of as many.
+
+    Raises:
+        ConfigError: the results have no such row.
+    """
+    subjects = [subject for subject in results.subjects if _is_of(subject, graph)]
+    networks = [network for network in results.networks if _is_profile(network)]
+    places = [(subject, network) for subject in subjects for network in networks]
+    if not any(phase_cost(results, BACKEND, subject.name, "online", network=network) for subject, network in places):
+        counts = ", ".join(f"{subject.relu_count:,} of {subject.relu_total:,}" for subject in results.subjects)
+        raise ConfigError(
+            f"--check needs rows of {BACKEND} for {origin}, which keeps {graph.relu_count:,} ReLUs; the results have"
+            f" {counts}"
+        )
+    exact = estimate(graph, 1)
+    rehearsed = timed.rehearse(graph, 1, threads=results.environment.threads)
+    found = []
+    phases: tuple[Literal["online", "offline"], ...] = ("online", "offline")
+    for subject, network in places:
+        modelled = timed.latency(exact, rehearsed, parse_profile(network))
+        for phase in phases:
+            cost = phase_cost(results, BACKEND, subject.name, phase, network=network)
+            if cost is not None:
+                found.append(
+                    Check(
+                        subject=subject.name,
+                        relu_count=subject.relu_count,
+                        network=network,
+                        phase=phase,
+                        predicted_s=modelled[phase].total_s,
+                        measured_s=cost.latency_s.median,
+                        predicted_bytes=(exact.online if phase == "online" else exact.offline).total_bytes,
+                        measured_bytes=cost.sent_bytes.total,
+                    )
+                )
+    return tuple(found)
+
+
+def print_checks(checks: Sequence[Check]) -> None:
+    """The table on stderr."""
+    from rich.console import Console
+
+    from pi_runtime.cli.estimate_tables import table
+
+    shown = table(
+        "predicted against measured",
+        "predicted: a rehearsal here and now, with the link's numbers; measured: medians of the results",
+        ("network", "link", "phase"),
+        ("predicted s", "measured s", "error", "predicted\nbytes", "measured\nbytes"),
+    )
+    for check in checks:
+        shown.add_row(
+            check.subject,
+            check.network,
+            check.phase,
+            f"{check.predicted_s:.4f}",
+            f"{check.measured_s:.4f}",
+            f"{100 * check.error:+.1f} %",
+            f"{check.predicted_bytes:,}",
+            f"{check.measured_bytes:,}",
+        )
+    Console(stderr=True, highlight=False).print(shown)
+
+
+def _is_of(subject: Subject, graph: Graph) -> bool:
+    total = graph.metadata.get("relu_total", subject.relu_total)
+    return (subject.relu_count, subject.relu_total) == (graph.relu_count, total)
+
+
+def _is_profile(network: str) -> bool:
+    try:
+        parse_profile(network)
+    except ConfigError:
+        return False
+    return True
