@@ -56,13 +56,14 @@ class SearchResult:
 
     chosen: the candidate and its score: the first acceptable or else the least bad one; None without candidates.
     owner: the rank that scored it. tries: candidates' kinds and scores in order, to the accepted one. images: looked at
-    on all ranks, also for candidates behind the accepted one.
+    on all ranks, also for candidates behind the accepted one. own_images: of these, on this rank.
     """
 
     chosen: tuple[Candidate, Score] | None
     owner: int
     tries: tuple[tuple[Kind, Score], ...]
     images: int
+    own_images: int
 
     @property
     def accepted(self) -> bool:
@@ -103,7 +104,7 @@ def search(
     source = enumerate(candidates)
     tries: list[tuple[Kind, Score]] = []
     best: tuple[int, Candidate, Score] | None = None
-    images = 0
+    images = own_images = 0
     while wave := list(islice(source, ranks.world)):
         own: Score | None = None
         if ranks.rank < len(wave):
@@ -112,15 +113,16 @@ def search(
             own = judge(candidate, beaten_by, number == exact_last)
         scores = _gather(own, ranks)[: len(wave)]
         images += sum(score.images for score in scores)
+        own_images += own.images if own is not None else 0
         for owner, ((_, candidate), score) in enumerate(zip(wave, scores, strict=True)):
             tries.append((candidate.kind, replace(score, margins=None)))
             if score.accepted:
-                return SearchResult((candidate, score), owner, tuple(tries), images)
+                return SearchResult((candidate, score), owner, tuple(tries), images, own_images)
             if best is None or score.drop < best[2].drop:
                 best = (owner, candidate, score)
     if best is None:
-        return SearchResult(None, 0, (), 0)
-    return SearchResult(best[1:], best[0], tuple(tries), images)
+        return SearchResult(None, 0, (), 0, 0)
+    return SearchResult(best[1:], best[0], tuple(tries), images, own_images)
 
 
 def _gather(own: Score | None, ranks: Ranks) -> list[Score]:

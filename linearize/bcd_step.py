@@ -144,6 +144,7 @@ class StepSearch:
         )
         self._tries += result.tries
         self._images += result.images
+        self._context.meter.add_forward(result.images - result.own_images)
         return result
 
     def _take(self, result: SearchResult) -> None:

@@ -75,6 +75,10 @@ class Meter:
             self._tick()
             self._activity = before
 
+    def add_forward(self, images: int) -> None:
+        """Count images that other ranks sent forward for this stage."""
+        self._costs[self._activity].forward_images += images
+
     def counts(self) -> dict[str, dict[str, float]]:
         """{"search": {...}, "finetune": {...}} of forward_images, backward_images and seconds; JSON values."""
         self._tick()
