@@ -1,4 +1,4 @@
-"""The `crypten` backend: CrypTen 0.4.1 as three real processes over TCP on 127.0.0.1.
+"""The `crypten` backend: CrypTen 0.4.1 as three real processes over TCP on loopback addresses.
 
 Roles. The *server* (CrypTen's party 0) alone opens the model; its parameters are shared among the parties. The *client*
 (party 1) holds the images and alone learns the logits; it knows the public graph. The *dealer* is CrypTen's trusted
@@ -45,6 +45,7 @@ from pi_runtime.child.process import Answer, Process, ask, close_all
 from pi_runtime.crypten.cost import Mark, layer_costs, setup_cost
 from pi_runtime.errors import BackendError, ConfigError, LocalProtocolError
 from pi_runtime.graph import Graph, parse_public
+from pi_runtime.net.hosts import LOOPBACK_HOSTS, Hosts
 
 _MODULE = "pi_runtime.crypten.party"
 _START_TIMEOUT_S = 180.0
@@ -54,15 +55,16 @@ _RUN_TIMEOUT_S = 1800.0
 class CryptenBackend(Backend):
     """CrypTen with its trusted third party; see the module.
 
-    port: where the processes meet on 127.0.0.1; 0 takes a free one.
+    port: where the processes meet at the server's address; 0 takes a free one.
     threads: of each of the three processes.
+    hosts: where the roles live; all on 127.0.0.1 unless told otherwise.
     byte_source: ``tcp_info`` where bytes are read at the sockets, ``communicator`` where they are CrypTen's estimate;
         known after :meth:`prepare`.
     """
 
     name = "crypten"
 
-    def __init__(self, *, port: int = 0, threads: int = 1) -> None:
+    def __init__(self, *, port: int = 0, threads: int = 1, hosts: Hosts = LOOPBACK_HOSTS) -> None:
         if not 0 <= port <= 65535:
             raise ConfigError(f"port must be between 0 and 65535 (0: a free one), got {port}")
         if threads < 1:
@@ -70,6 +72,7 @@ class CryptenBackend(Backend):
         self.byte_source: str | None = None
         self._port = port
         self._threads = threads
+        self._hosts = hosts
         self._processes: dict[str, Process] = {}
         self._graph: Graph | None = None
         self._setup = Cost()
@@ -130,18 +133,20 @@ class CryptenBackend(Backend):
         self._graph = None
 
     def _start(self, model: Path) -> None:
-        with _bound(self._port) as listener:
-            port = listener.getsockname()[1]
+        with _bound(self._hosts, self._port) as listener:
+            host, port = listener.getsockname()
+            meeting = {"host": host, "port": port, "interface": self._hosts.interface or _loopback_interface()}
             for role in ROLES:
                 inherit = [listener.fileno()] if role == "server" else []
-                self._processes[role] = Process(_MODULE, role, threads=self._threads, inherit=inherit)
+                with self._hosts.at(role):
+                    self._processes[role] = Process(_MODULE, role, threads=self._threads, inherit=inherit)
             loaded = self._ask(("server",), {"command": "load", "model": str(model)}, _START_TIMEOUT_S)
             public = json.loads(loaded["server"].header["public"])
             self._graph = parse_public(public, origin=str(model))
             self._ask(("client",), {"command": "load", "public": public}, _START_TIMEOUT_S)
             self._ask(
                 ROLES,
-                {"command": "connect", "port": port},
+                {"command": "connect", **meeting},
                 _START_TIMEOUT_S,
                 extra={"server": ({"listener": listener.fileno()}, ())},
             )
@@ -180,16 +185,23 @@ class CryptenBackend(Backend):
             raise
 
 
-def _bound(port: int) -> socket.socket:
-    """A listening socket on 127.0.0.1:``port``; the server inherits it, so that nobody else can take the port."""
-    listener = socket.socket()
+def _bound(hosts: Hosts, port: int) -> socket.socket:
+    """A listening socket at the server's address; the server inherits it, so that nobody else can take the port."""
+    address = hosts.address("server")
+    with hosts.at("server"):
+        listener = socket.socket()
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(("127.0.0.1", port))
+        listener.bind((address, port))
         listener.listen()
     except OSError as error:
         listener.close()
         raise BackendError(
-            f"port {port} on 127.0.0.1 cannot be used ({error.strerror}); give another --port, or 0 for a free one"
+            f"port {port} on {address} cannot be used ({error.strerror}); give another --port, or 0 for a free one"
         ) from error
     return listener
+
+
+def _loopback_interface() -> str:
+    """What this machine calls it."""
+    return next((name for _, name in socket.if_nameindex() if name in ("lo", "lo0")), "lo")

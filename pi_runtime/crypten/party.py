@@ -65,7 +65,7 @@ class Party:
 
     def connect(self, header: dict[str, Any]) -> dict[str, Any]:
         """Joins the other processes and shares the parameters."""
-        _join(self.role, int(header["port"]), header.get("listener"))
+        _join(self.role, header)
         crypten.init()
         self.meter.watch(crypten.communicator.get())
         self.provider = install_provider()
@@ -171,7 +171,7 @@ def serve_dealer(control: Control, meter: Meter) -> None:
     while True:
         header, _ = control.receive()
         if header["command"] == "connect":
-            _join("dealer", int(header["port"]), None)
+            _join("dealer", header)
             threading.Thread(target=_run_dealer, args=(dealer,), daemon=True).start()
             dealer.ready.wait()
             control.send({})
@@ -195,17 +195,18 @@ def _run_dealer(dealer: _MeteredDealer) -> None:
         os._exit(1)
 
 
-def _join(role: str, port: int, listener: int | None) -> None:
-    """Points CrypTen's process group at the store on 127.0.0.1:``port``.
+def _join(role: str, meeting: dict[str, Any]) -> None:
+    """Points CrypTen's process group at the store at ``host`` and ``port`` of ``meeting``, over its ``interface``.
 
-    The server hosts the store on the socket that the backend had bound: bound before anybody connects, and to loopback
-    only, where torch's own ``tcp://`` rendezvous listens on every interface.
+    The server hosts the store on the socket that the backend had bound: bound before anybody connects, and to a
+    loopback address only, where torch's own ``tcp://`` rendezvous listens on every interface.
     """
+    listener = meeting.get("listener")
 
     def meet(_url: str, **_options: Any) -> Iterator[tuple[Any, int, int]]:
         store = torch._C._distributed_c10d.TCPStore(
-            "127.0.0.1",
-            port,
+            str(meeting["host"]),
+            int(meeting["port"]),
             len(RANKS),
             is_master=listener is not None,
             timeout=_CONNECT_TIMEOUT,
@@ -215,13 +216,12 @@ def _join(role: str, port: int, listener: int | None) -> None:
         yield store, RANKS[role], len(RANKS)
 
     register_rendezvous_handler("loopback", meet)  # type: ignore[no-untyped-call]
-    loopback = next((name for _, name in socket.if_nameindex() if name in ("lo", "lo0")), "lo")
     os.environ.update(
         DISTRIBUTED_BACKEND="gloo",
         RENDEZVOUS="loopback://",
         WORLD_SIZE="2",
         RANK=str(RANKS[role]),
-        GLOO_SOCKET_IFNAME=loopback,
+        GLOO_SOCKET_IFNAME=str(meeting["interface"]),
     )
 
 
