@@ -30,6 +30,7 @@ from pi_runtime.backend import Backend, Cost, LayerCost, RunCost
 from pi_runtime.child.process import Answer, Process, ask, blaming_the_dead, close_all
 from pi_runtime.errors import ConfigError, LocalProtocolError
 from pi_runtime.net.certs import make_certificates
+from pi_runtime.net.hosts import LOOPBACK_HOSTS, Hosts
 from pi_runtime.net.messages import Identity
 from pi_runtime.net.shaping import parse_profile
 from pi_runtime.net.traffic import Counts, Traffic
@@ -47,8 +48,9 @@ _READ_TIMEOUT_S = 120.0
 class PresetBackend(Backend):
     """The protocol of ``pi_runtime/PROTOCOL.md``; see the module.
 
-    port: of the server on 127.0.0.1, the dealer takes the one above; 0 takes free ones. threads: of each party.
+    port: of the server, the dealer takes the one above; 0 takes free ones. threads: of each party.
     profile: the network that is imitated between the parties, by name or numbers (:mod:`pi_runtime.net.shaping`).
+    hosts: where the roles live, this process's client included; all on 127.0.0.1 unless told otherwise.
     tls: mutual TLS with certificates made for this backend alone; plain TCP otherwise.
     random_weights: for clocks alone: weights of the graph's shapes in the place of its own, which it need not have then
         (:mod:`pi_runtime.preset.rehearse`). Logits mean nothing.
@@ -64,6 +66,7 @@ class PresetBackend(Backend):
         threads: int = 1,
         profile: str = "loopback",
         tls: bool = False,
+        hosts: Hosts = LOOPBACK_HOSTS,
         random_weights: bool = False,
     ) -> None:
         if not 0 <= port <= 65534:
@@ -75,6 +78,7 @@ class PresetBackend(Backend):
         self._threads = threads
         self._profile = profile
         self._tls = tls
+        self._hosts = hosts
         self._random_weights = random_weights
         self._processes: dict[str, Process] = {}
         self._stack = ExitStack()
@@ -86,7 +90,8 @@ class PresetBackend(Backend):
         self.close()
         started = time.perf_counter()
         try:
-            self._start(model)
+            with self._hosts.at("client"):
+                self._start(model)
             self._setup = phase_cost(self._read().traffic, time.perf_counter() - started)
         except BaseException:
             self.close()
@@ -96,7 +101,7 @@ class PresetBackend(Backend):
         if batch < 1 or count < 1:
             raise ConfigError(f"batch and count must be >= 1, got {batch} and {count}")
         client = self._prepared()
-        with blaming_the_dead(self._processes):
+        with self._hosts.at("client"), blaming_the_dead(self._processes):
             for _ in range(count):
                 before, started = self._read(), time.perf_counter()
                 client.prepare(batch)
@@ -107,7 +112,7 @@ class PresetBackend(Backend):
 
     def infer(self, images: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float32], RunCost]:
         client = self._prepared()
-        with blaming_the_dead(self._processes):
+        with self._hosts.at("client"), blaming_the_dead(self._processes):
             return self._infer(client, images)
 
     def close(self) -> None:
@@ -150,9 +155,13 @@ class PresetBackend(Backend):
             make_certificates(certs, [Identity(role, role) for role in ("client", "server", "dealer")])
         self._stack.callback(self._end_processes)
         for role in ("dealer", "server"):
-            self._processes[role] = Process(_MODULE, role, threads=self._threads)
+            with self._hosts.at(role):
+                self._processes[role] = Process(_MODULE, role, threads=self._threads)
         start = {"command": "start", "certs": str(certs or ""), "profile": self._profile}
-        listen = [f"127.0.0.1:{self._port and self._port + above}" for above in (0, 1)]
+        listen = [
+            f"{self._hosts.address(role)}:{self._port and self._port + above}"
+            for above, role in enumerate(("server", "dealer"))
+        ]
         dealer = self._ask(["dealer"], start | {"graph": str(public), "listen": listen[1]})["dealer"].header["address"]
         options = {"graph": str(model), "listen": listen[0], "dealer": dealer, "state": str(directory / "server")}
         weights = {"random_weights": self._random_weights}
