@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from benchmarks import units
+from benchmarks.plots import Unit, text_of
 from benchmarks.summary import LayerPhaseCost, PhaseCost
 
 
@@ -29,46 +30,82 @@ def byte_text(value: float) -> str:
 
 
 Text = Callable[[float], str]
-MEASURES: tuple[tuple[str, Callable[[PhaseCost], float], Callable[[LayerPhaseCost], float], Text], ...] = (
-    ("latency", latency, _layer_seconds, units.seconds),
-    ("traffic", sent, sent, byte_text),
-)
-"""What is compared: its name, the figure of a phase, the figure of a layer, and the figure as text."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measure:
+    """What is compared: its name and unit, the figure of a phase, the figure of a layer, and the figure as text."""
+
+    name: str
+    unit: Unit
+    of_phase: Callable[[PhaseCost], float]
+    of_layer: Callable[[LayerPhaseCost], float]
+    text: Text
+
+
+LATENCY = Measure(name="latency", unit="s", of_phase=latency, of_layer=_layer_seconds, text=units.seconds)
+TRAFFIC = Measure(name="traffic", unit="bytes", of_phase=sent, of_layer=sent, text=byte_text)
+MEASURES = (LATENCY, TRAFFIC)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Segment:
-    """A part of a bar. ``width``: percent of the track. ``kind``: the CSS class that colours it."""
+    """A part of a bar. ``kind``: the colour of the palette, which is its CSS class too."""
 
     kind: str
-    width: float
     label: str
+    value: float
 
 
 @dataclass(frozen=True, kw_only=True)
 class Bar:
-    """One line of a bar chart: its label, its parts, its value as text, and a note behind it."""
+    """One line of a bar chart: its label, its parts, its value as text, and a note behind it.
+
+    modelled: nobody measured it, and it is drawn so.
+    """
 
     label: str
     segments: tuple[Segment, ...]
     value: str
     note: str = ""
+    modelled: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class Chart:
-    """Bars over one scale. ``legend``: (CSS class, text) for each kind of part."""
+    """Bars over one scale. key: names its files. legend: (colour, text) for each kind of part."""
 
+    key: str
     title: str
+    unit: Unit
     bars: tuple[Bar, ...]
     legend: tuple[tuple[str, str], ...] = ()
     change: str | None = None
 
+    @property
+    def most(self) -> float:
+        """The length of the longest bar."""
+        return max((sum(part.value for part in bar.segments) for bar in self.bars), default=0.0) or 1.0
 
-def segments(parts: Iterable[tuple[str, str, float]], most: float, text: Text) -> tuple[Segment, ...]:
-    """A part for each (CSS class, label, value) that is something, on a scale that ends at ``most``."""
-    return tuple(
-        Segment(kind=css, width=100 * value / most, label=f"{label}: {text(value)}")
-        for css, label, value in parts
-        if value
-    )
+    def text(self, segment: Segment) -> str:
+        """A part in words."""
+        return f"{segment.label}: {text_of(segment.value, self.unit)}"
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Headers of :attr:`rows`."""
+        return ("bar", "part", "kind", self.unit)
+
+    @property
+    def rows(self) -> tuple[tuple[object, ...], ...]:
+        """Every part, raw."""
+        return tuple(
+            (bar.label, part.label, "modelled" if bar.modelled else "measured", part.value)
+            for bar in self.bars
+            for part in bar.segments
+        )
+
+
+def segments(parts: Iterable[tuple[str, str, float]]) -> tuple[Segment, ...]:
+    """A part for each (colour, label, value) that is something."""
+    return tuple(Segment(kind=colour, label=label, value=value) for colour, label, value in parts if value)

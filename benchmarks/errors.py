@@ -3,6 +3,7 @@
 PiError
 └── BenchmarkError
     ├── ResultsError    a results file that is missing, damaged or of another schema
+    ├── ReportError     a figure that a report does not have
     └── MeasureError    a backend that gave something which is no logits, or a setting that cannot be measured
 """
 
@@ -15,6 +16,10 @@ class BenchmarkError(PiError):
 
 class ResultsError(BenchmarkError):
     """A results file cannot be read."""
+
+
+class ReportError(BenchmarkError):
+    """A report cannot be made as it was asked for."""
 
 
 class MeasureError(BenchmarkError):

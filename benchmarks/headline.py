@@ -5,7 +5,7 @@ from __future__ import annotations
 from benchmarks.fit import cost_lines
 from benchmarks.ratios import ratios
 from benchmarks.schema import Phase, Results
-from benchmarks.summary import layer_costs, measured_subjects, phase_cost
+from benchmarks.summary import layer_costs, main_network, measured_subjects, phase_cost
 
 AGREEMENT_FLOOR = 0.99
 """Below this fraction of equal predictions a secure result must not pass as the network's."""
@@ -18,7 +18,7 @@ def headline(results: Results) -> dict[str, object]:
         "backends": {
             name: {
                 subject.name: _backend_figures(results, name, subject.name)
-                for subject in measured_subjects(results, name)
+                for subject in measured_subjects(results, name, network=main_network(results))
             }
             for name in results.backends
         },
@@ -53,9 +53,10 @@ def problems(results: Results) -> tuple[str, ...]:
 
 def _backend_figures(results: Results, backend: str, subject: str) -> dict[str, object]:
     figures: dict[str, object] = {}
+    network = main_network(results)
     phases: tuple[Phase, ...] = ("offline", "online")
     for phase in phases:
-        cost = phase_cost(results, backend, subject, phase)
+        cost = phase_cost(results, backend, subject, phase, network=network)
         if cost is not None:
             figures |= {
                 f"{phase}_latency_s": cost.latency_s.median,
@@ -65,11 +66,11 @@ def _backend_figures(results: Results, backend: str, subject: str) -> dict[str, 
                 f"{phase}_sent_bytes": cost.sent_bytes.model_dump(),
                 f"{phase}_rounds": cost.rounds,
             }
-    relus = [layer for layer in layer_costs(results, backend, subject, "online") if layer.op == "relu"]
+    relus = [layer for layer in layer_costs(results, backend, subject, "online", network=network) if layer.op == "relu"]
     if relus:
         figures["online_relu_bytes"] = sum(layer.sent_bytes.total for layer in relus)
     for ratio in ratios(results):
-        if (ratio.backend, ratio.subject) == (backend, subject):
+        if (ratio.backend, ratio.subject, ratio.network) == (backend, subject, network):
             figures |= {
                 f"online_latency_over_{ratio.reference}": ratio.online,
                 f"total_latency_over_{ratio.reference}": ratio.total,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from benchmarks import units
-from benchmarks.schema import Results, Subject
+from benchmarks.schema import LOOPBACK, Results, Subject
 
 MASKS = {
     "all": "all ReLUs",
@@ -25,6 +25,11 @@ def subject_label(subject: Subject) -> str:
     else:
         text = units.count(subject.relu_count)
     return f"{owner}{slash}{text}"
+
+
+def place(results: Results, network: str) -> str:
+    """`` on wan``, where the results have several links to tell apart or another than loopback; else nothing."""
+    return "" if results.networks == (LOOPBACK,) else f" on {network}"
 
 
 def extremes(results: Results) -> tuple[Subject | None, Subject]:

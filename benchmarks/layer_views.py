@@ -1,4 +1,4 @@
-"""The report's layers: a table for each network and phase, sums by kind of layer, and where the ReLUs sit."""
+"""The report's layers: their kinds, sums by kind, and how many ReLUs each kept."""
 
 from __future__ import annotations
 
@@ -22,15 +22,6 @@ KIND_NAMES = (RELU, "linear layers", "max pooling", OTHER_KIND)
 
 
 @dataclass(frozen=True, kw_only=True)
-class LayerTable:
-    """The layers of one network in one phase, in the order of execution, and the time of the slowest."""
-
-    title: str
-    rows: tuple[LayerPhaseCost, ...]
-    slowest_s: float
-
-
-@dataclass(frozen=True, kw_only=True)
 class MaskTable:
     """Kept ReLUs a layer of one network, and the elements of the largest layer."""
 
@@ -39,16 +30,9 @@ class MaskTable:
     largest: int
 
 
-def layer_tables(results: Results, backend: str) -> tuple[LayerTable, ...]:
-    """A table a network and phase of one backend, the fewest ReLUs first."""
-    phases: tuple[Phase, ...] = ("online", "offline")
-    subjects = sorted(measured_subjects(results, backend), key=lambda subject: subject.relu_count)
-    return tuple(
-        LayerTable(title=f"{phase}, {subject_label(subject)}", rows=rows, slowest_s=max(r.seconds for r in rows))
-        for subject in subjects
-        for phase in phases
-        if (rows := layer_costs(results, backend, subject.name, phase))
-    )
+def kind_of(op: str) -> int:
+    """Index into ``KIND_NAMES`` of a layer with that operator."""
+    return KIND_NAMES.index(KINDS.get(op, OTHER_KIND))
 
 
 def mask_tables(results: Results) -> tuple[MaskTable, ...]:
@@ -66,12 +50,17 @@ def mask_tables(results: Results) -> tuple[MaskTable, ...]:
 
 
 def sums_by_kind(
-    results: Results, backend: str, measure: Callable[[LayerPhaseCost], float]
+    results: Results,
+    backend: str,
+    measure: Callable[[LayerPhaseCost], float],
+    *,
+    network: str,
+    phase: Phase = "online",
 ) -> dict[str, dict[str, float]]:
-    """By subject and kind of layer, the sum of an online figure over the layers."""
+    """By subject and kind of layer, the sum of a figure over the layers."""
     sums: dict[str, dict[str, float]] = {}
-    for subject in measured_subjects(results, backend):
-        for row in layer_costs(results, backend, subject.name, "online"):
+    for subject in measured_subjects(results, backend, network=network):
+        for row in layer_costs(results, backend, subject.name, phase, network=network):
             kinds = sums.setdefault(subject.name, dict.fromkeys(KIND_NAMES, 0.0))
-            kinds[KINDS.get(row.op, OTHER_KIND)] += measure(row)
+            kinds[KIND_NAMES[kind_of(row.op)]] += measure(row)
     return sums

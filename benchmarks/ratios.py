@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from benchmarks.schema import LOOPBACK, Results
+from benchmarks.schema import Results
 from benchmarks.summary import phase_cost
 
 REFERENCES = ("crypten", "plaintext")
@@ -21,29 +21,32 @@ class Ratio:
     backend: str
     reference: str
     subject: str
+    network: str
     online: float
     total: float
 
 
-def ratios(results: Results, *, network: str = LOOPBACK) -> tuple[Ratio, ...]:
-    """Every backend against each reference, on every subject that both were timed on."""
+def ratios(results: Results) -> tuple[Ratio, ...]:
+    """Every backend against each reference, on every subject and network profile that both were timed on."""
     found = []
-    for subject in results.subjects:
-        latency = {name: _latency(results, name, subject.name, network) for name in results.backends}
-        for name in results.backends:
-            for reference in REFERENCES:
-                own, other = latency[name], latency.get(reference)
-                if name in ("plaintext", reference) or own is None or other is None or 0 in other:
-                    continue
-                found.append(
-                    Ratio(
-                        backend=name,
-                        reference=reference,
-                        subject=subject.name,
-                        online=own[0] / other[0],
-                        total=own[1] / other[1],
+    for network in results.networks:
+        for subject in results.subjects:
+            latency = {name: _latency(results, name, subject.name, network) for name in results.backends}
+            for name in results.backends:
+                for reference in REFERENCES:
+                    own, other = latency[name], latency.get(reference)
+                    if name in ("plaintext", reference) or own is None or other is None or 0 in other:
+                        continue
+                    found.append(
+                        Ratio(
+                            backend=name,
+                            reference=reference,
+                            subject=subject.name,
+                            network=network,
+                            online=own[0] / other[0],
+                            total=own[1] / other[1],
+                        )
                     )
-                )
     return tuple(found)
 
 

@@ -116,7 +116,28 @@ def middle_bytes(sent: Sequence[SentBytes]) -> SentBytes:
     )
 
 
-def measured_subjects(results: Results, backend: str, *, network: str = LOOPBACK) -> tuple[Subject, ...]:
-    """The subjects that ``backend`` was timed on, in the document's order."""
+def measured_subjects(
+    results: Results, backend: str, *, network: str = LOOPBACK, kind: Kind = "measured"
+) -> tuple[Subject, ...]:
+    """The subjects that ``backend`` was timed on, in the document's order; or those that it was modelled for."""
+    timed = {row.subject for row in results.rows if (row.backend, row.network, row.kind) == (backend, network, kind)}
+    return tuple(subject for subject in results.subjects if subject.name in timed)
+
+
+def main_network(results: Results) -> str:
+    """The profile that the page is about where one must do: loopback where it was measured, else the first."""
+    networks = results.networks
+    return LOOPBACK if LOOPBACK in networks or not networks else networks[0]
+
+
+def known_cost(results: Results, backend: str, subject: str, phase: Phase, *, network: str) -> PhaseCost | None:
+    """The measured cost of a phase, else the modelled one; its ``kind`` says which."""
+    kinds: tuple[Kind, ...] = ("measured", "modelled")
+    costs = (phase_cost(results, backend, subject, phase, network=network, kind=kind) for kind in kinds)
+    return next((cost for cost in costs if cost is not None), None)
+
+
+def known_subjects(results: Results, backend: str, *, network: str) -> tuple[Subject, ...]:
+    """The subjects with a measured or a modelled cost of ``backend``, in the document's order."""
     timed = {row.subject for row in results.rows if (row.backend, row.network) == (backend, network)}
     return tuple(subject for subject in results.subjects if subject.name in timed)

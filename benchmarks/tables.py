@@ -10,18 +10,21 @@ from rich.table import Table
 from rich.text import Text
 
 from benchmarks import units
+from benchmarks.bars import LATENCY, TRAFFIC
 from benchmarks.fit import cost_lines
 from benchmarks.headline import problems
 from benchmarks.labels import IMAGES, MASKS, WEIGHTS, subject_label
 from benchmarks.ratios import ratios
-from benchmarks.schema import Results
-from benchmarks.summary import Spread, measured_subjects, phase_cost
+from benchmarks.schema import LOOPBACK, Phase, Results
+from benchmarks.summary import PhaseCost, known_cost, known_subjects
+from benchmarks.ten_times import ten_times
 
 
 def print_tables(results: Results, console: Console | None = None) -> None:
     """Prints what was measured on ``console`` (stderr where there is none), and problems last."""
     console = console or Console(stderr=True, highlight=False)
-    for table in (_subjects(results), _latency(results), _traffic(results), _ratios(results), _lines(results)):
+    for make in (_subjects, _latency, _traffic, _fewer, _ratios, _lines):
+        table = make(results)
         if table.row_count:
             console.print(table)
     for problem in problems(results):
@@ -47,58 +50,85 @@ def _subjects(results: Results) -> Table:
 def _latency(results: Results) -> Table:
     table = _table(
         "One inference",
-        ("backend", "network"),
+        ("backend", "network", *_link_name(results)),
         ("online", "offline", "same"),
-        caption="seconds: median (least-most); same: predictions as in plaintext",
+        caption="seconds: median (least-most); same: predictions as in plaintext; ~: modelled, not measured",
     )
     for backend in results.backends:
-        for subject in measured_subjects(results, backend):
-            online = phase_cost(results, backend, subject.name, "online")
-            offline = phase_cost(results, backend, subject.name, "offline")
-            entry = results.accuracy_of(backend, subject.name)
-            table.add_row(
-                Text(backend),
-                Text(subject_label(subject)),
-                _seconds(online.latency_s if online else None),
-                _seconds(offline.latency_s if offline else None),
-                units.percent(entry.agreement_with_plaintext) if entry else "",
-            )
+        for network in results.networks:
+            for subject in known_subjects(results, backend, network=network):
+                online = known_cost(results, backend, subject.name, "online", network=network)
+                offline = known_cost(results, backend, subject.name, "offline", network=network)
+                entry = results.accuracy_of(backend, subject.name)
+                table.add_row(
+                    Text(backend),
+                    Text(subject_label(subject)),
+                    *_link(results, network),
+                    _seconds(online),
+                    _seconds(offline),
+                    units.percent(entry.agreement_with_plaintext) if entry else "",
+                )
         table.add_section()
     return table
 
 
 def _traffic(results: Results) -> Table:
     names = ("online client", "online server", "online rounds", "offline client", "offline server", "offline dealer")
-    table = _table("What each sends", ("backend", "network"), tuple(name.replace(" ", "\n") for name in names))
+    numbers = tuple(name.replace(" ", "\n") for name in names)
+    table = _table("What each sends", ("backend", "network", *_link_name(results)), numbers)
     for backend in results.backends:
-        for subject in measured_subjects(results, backend):
-            online = phase_cost(results, backend, subject.name, "online")
-            offline = phase_cost(results, backend, subject.name, "offline")
-            if online is None or offline is None or online.sent_bytes.total + offline.sent_bytes.total == 0:
-                continue
-            table.add_row(
-                Text(backend),
-                Text(subject_label(subject)),
-                units.bytes_(online.sent_bytes.client),
-                units.bytes_(online.sent_bytes.server),
-                units.count(online.rounds),
-                units.bytes_(offline.sent_bytes.client),
-                units.bytes_(offline.sent_bytes.server),
-                units.bytes_(offline.sent_bytes.dealer),
-            )
+        for network in results.networks:
+            for subject in known_subjects(results, backend, network=network):
+                online = known_cost(results, backend, subject.name, "online", network=network)
+                offline = known_cost(results, backend, subject.name, "offline", network=network)
+                if online is None or offline is None or online.sent_bytes.total + offline.sent_bytes.total == 0:
+                    continue
+                table.add_row(
+                    Text(backend),
+                    Text(subject_label(subject)),
+                    *_link(results, network),
+                    units.bytes_(online.sent_bytes.client),
+                    units.bytes_(online.sent_bytes.server),
+                    units.count(online.rounds),
+                    units.bytes_(offline.sent_bytes.client),
+                    units.bytes_(offline.sent_bytes.server),
+                    units.bytes_(offline.sent_bytes.dealer),
+                )
         table.add_section()
     return table
 
 
 def _ratios(results: Results) -> Table:
-    table = _table("Latency as a multiple", ("backend", "network", "of"), ("online", "offline + online"))
+    texts = ("backend", "network", *_link_name(results), "of")
+    table = _table("Latency as a multiple", texts, ("online", "offline + online"))
     for ratio in ratios(results):
         table.add_row(
             Text(ratio.backend),
             Text(subject_label(results.subject(ratio.subject))),
+            *_link(results, ratio.network),
             Text(ratio.reference),
             units.significant(ratio.online),
             units.significant(ratio.total),
+        )
+    return table
+
+
+def _fewer(results: Results) -> Table:
+    """By what factor the costs fell with the ReLUs."""
+    table = _table(
+        "Fewer ReLUs: times less",
+        ("backend", "ReLUs", *_link_name(results)),
+        ("ReLUs\nthemselves", "online\nbytes", "online\nlatency", "offline\nbytes", "offline\nlatency"),
+    )
+    phases: tuple[Phase, ...] = ("online", "offline")
+    for entry in ten_times(results):
+        falls = (entry.fall(phase, measure) for phase in phases for measure in (TRAFFIC, LATENCY))
+        table.add_row(
+            Text(entry.backend + (" ~" if entry.modelled else "")),
+            f"{units.count(entry.many.relu_count)} → {units.count(entry.few.relu_count)}",
+            *_link(results, entry.network),
+            units.significant(entry.relus),
+            *(units.significant(fall.factor) if fall is not None and fall.factor else "" for fall in falls),
         )
     return table
 
@@ -107,7 +137,7 @@ def _lines(results: Results) -> Table:
     several = len({subject.model for subject in results.subjects}) > 1
     table = _table(
         "Cost against the ReLU count",
-        ("backend", "network", "phase") if several else ("backend", "phase"),
+        ("backend", *(("network",) if several else ()), *_link_name(results), "phase"),
         ("at none", "1,000 more", "R²"),
         caption="least squares over the medians",
     )
@@ -116,6 +146,7 @@ def _lines(results: Results) -> Table:
         table.add_row(
             Text(entry.backend),
             *((Text(entry.model),) if several else ()),
+            *_link(results, entry.network),
             entry.phase,
             units.amount(line.intercept, entry.unit),
             units.amount(1000 * line.slope, entry.unit),
@@ -124,12 +155,24 @@ def _lines(results: Results) -> Table:
     return table
 
 
-def _seconds(latency: Spread | None) -> str:
-    if latency is None or latency.max == 0:
+def _seconds(cost: PhaseCost | None) -> str:
+    if cost is None or cost.latency_s.max == 0:
         return ""
+    latency = cost.latency_s
+    mark = "~" if cost.kind == "modelled" else ""
     if latency.runs == 1:
-        return units.seconds(latency.median)
-    return units.seconds_range(latency.median, latency.min, latency.max)
+        return mark + units.seconds(latency.median)
+    return mark + units.seconds_range(latency.median, latency.min, latency.max)
+
+
+def _link_name(results: Results) -> tuple[str, ...]:
+    """The column of the link, where the results have several to tell apart or another than loopback."""
+    return () if results.networks == (LOOPBACK,) else ("link",)
+
+
+def _link(results: Results, network: str) -> tuple[Text, ...]:
+    """A cell of that column, if there is one."""
+    return tuple(Text(network) for _ in _link_name(results))
 
 
 def _table(title: str, texts: Sequence[str], numbers: Sequence[str], caption: str | None = None) -> Table:

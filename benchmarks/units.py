@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from math import floor, log10
 
-_THIN = "\u202f"  # narrow no-break space: keeps a number and its unit on one line
+THIN = "\u202f"  # narrow no-break space: keeps a number and its unit on one line
 
 
 def count(value: int) -> str:
@@ -15,31 +16,31 @@ def count(value: int) -> str:
 def seconds(value: float) -> str:
     """Seconds with the prefix that gives a number from 1 to 1,000 (s, ms or µs)."""
     if value == 0:
-        return f"0{_THIN}s"
+        return f"0{THIN}s"
     for scale, unit in ((1.0, "s"), (1e-3, "ms")):
         if value >= scale:
-            return f"{significant(value / scale)}{_THIN}{unit}"
-    return f"{significant(value * 1e6)}{_THIN}µs"
+            return f"{significant(value / scale)}{THIN}{unit}"
+    return f"{significant(value * 1e6)}{THIN}µs"
 
 
 def seconds_range(middle: float, low: float, high: float) -> str:
     """``49.6 ms (48.9-51.2)``: all three in the unit that suits the first."""
     scale, unit = next(((scale, unit) for scale, unit in ((1.0, "s"), (1e-3, "ms")) if middle >= scale), (1e-6, "µs"))
     ends = "-".join(significant(value / scale) for value in (low, high))
-    return f"{significant(middle / scale)}{_THIN}{unit} ({ends})"
+    return f"{significant(middle / scale)}{THIN}{unit} ({ends})"
 
 
 def bytes_(value: int) -> str:
     """Bytes with a decimal prefix (kB = 1,000 B)."""
     for scale, unit in ((10**9, "GB"), (10**6, "MB"), (10**3, "kB")):
         if value >= scale:
-            return f"{significant(value / scale)}{_THIN}{unit}"
-    return f"{value}{_THIN}B"
+            return f"{significant(value / scale)}{THIN}{unit}"
+    return f"{value}{THIN}B"
 
 
 def percent(fraction: float, digits: int = 1) -> str:
     """``0.985`` as ``98.5 %``."""
-    return f"{100 * fraction:.{digits}f}{_THIN}%"
+    return f"{100 * fraction:.{digits}f}{THIN}%"
 
 
 def change(before: float, after: float) -> str | None:
@@ -60,6 +61,11 @@ def significant(value: float, digits: int = 3) -> str:
     if exponent < -4:
         return f"{value:.{digits - 1}e}"
     return f"{value:,.{max(digits - 1 - exponent, 0)}f}"
+
+
+def plain(text: str) -> str:
+    """``1.00 s`` as ``1 s``: the zeros that a tick of an axis does without."""
+    return re.sub(r"(?<=\d)(?:\.0+|(\.\d*?[1-9])0+)(?!\d)", r"\1", text)
 
 
 def amount(value: float, unit: str) -> str:

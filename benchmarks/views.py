@@ -1,22 +1,27 @@
-"""What the report says of each backend, made ready: bars with their widths and table cells with their text.
+"""What the report says of each backend, made ready: bars, table cells, and the layers.
 
 Nothing is measured or rounded elsewhere: a view takes figures from :class:`benchmarks.schema.Results` and gives text.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from benchmarks import units
-from benchmarks.bars import MEASURES, Bar, Chart, Segment, byte_text, latency, segments, sent
-from benchmarks.labels import extremes, subject_label
-from benchmarks.layer_views import KIND_NAMES, RELU, LayerTable, layer_tables, sums_by_kind
+from benchmarks.bars import MEASURES, Bar, Chart, Measure, Segment, segments
+from benchmarks.labels import extremes, place, subject_label
+from benchmarks.layer_figures import LayerFigure, layer_figures
+from benchmarks.layer_views import KIND_NAMES, RELU, sums_by_kind
+from benchmarks.plots import key_of
 from benchmarks.schema import PHASES, Phase, Results, Subject
-from benchmarks.summary import PhaseCost, measured_subjects, phase_cost
+from benchmarks.summary import PhaseCost, known_cost, known_subjects, main_network
 from benchmarks.tiles import secure_backends
 
-ROLE_NAMES = ("client", "server", "dealer")
+RUNNING: tuple[Phase, ...] = ("online", "offline")
+"""The phases that each inference pays for, and the colours of their bars."""
+COLOURS = {"online": "accent", "offline": "full"}
+
 BYTE_SOURCES = {
     "tcp_info": "bytes counted by the operating system at each socket",
     "communicator": "bytes as the framework's own communicator estimates them",
@@ -28,17 +33,21 @@ BYTE_SOURCES = {
 class BackendView:
     """Everything the report says of one backend. ``sends``: whether it has any traffic.
 
-    bound: what removing ReLUs can save at most.
+    phases: offline against online, on each link. kinds: online cost by kind of layer.
     """
 
     name: str
     note: str
     sends: bool
-    charts: tuple[Chart, ...]
+    phases: tuple[Chart, ...]
     costs: tuple[PhaseCost, ...]
     kinds: tuple[Chart, ...]
-    bound: str
-    layers: tuple[LayerTable, ...]
+    layers: tuple[LayerFigure, ...]
+
+    @property
+    def charts(self) -> tuple[Chart, ...]:
+        """All bar charts."""
+        return self.phases + self.kinds
 
 
 def backend_views(results: Results) -> tuple[BackendView, ...]:
@@ -49,121 +58,106 @@ def backend_views(results: Results) -> tuple[BackendView, ...]:
 
 
 def _backend_view(results: Results, name: str) -> BackendView:
-    subjects = measured_subjects(results, name)
-    found = (phase_cost(results, name, subject.name, phase) for phase in PHASES for subject in subjects)
+    found = (
+        known_cost(results, name, subject.name, phase, network=network)
+        for network in results.networks
+        for phase in PHASES
+        for subject in known_subjects(results, name, network=network)
+    )
     costs = tuple(cost for cost in found if cost is not None and (cost.latency_s.max or cost.sent_bytes.total))
-    phases: tuple[Phase, ...] = ("online", "offline")
-    charts = [chart for phase in phases if (chart := _latency_chart(results, costs, phase)) is not None]
-    charts += [chart for phase in phases if (chart := _bytes_chart(results, costs, phase)) is not None]
     sources = {BYTE_SOURCES.get(cost.byte_source, cost.byte_source) for cost in costs if cost.byte_source}
+    phases = (
+        _phase_chart(results, name, costs, network, measure) for network in results.networks for measure in MEASURES
+    )
+    kinds = (_kind_chart(results, name, measure) for measure in MEASURES)
     return BackendView(
         name=name,
         note="; ".join(sorted(sources)),
         sends=any(cost.sent_bytes.total for cost in costs),
-        charts=tuple(charts),
+        phases=tuple(chart for chart in phases if chart is not None),
         costs=costs,
-        kinds=_kind_charts(results, name),
-        bound=_bound(results, name),
-        layers=layer_tables(results, name),
+        kinds=tuple(chart for chart in kinds if chart is not None),
+        layers=layer_figures(results, name),
     )
 
 
-def _latency_chart(results: Results, costs: Sequence[PhaseCost], phase: Phase) -> Chart | None:
-    chosen = [cost for cost in costs if cost.phase == phase]
-    longest = max((cost.latency_s.median for cost in chosen), default=0.0)
-    if longest == 0:
-        return None
-    bars = tuple(
-        Bar(
-            label=subject_label(cost.subject),
-            segments=(Segment(kind=_shade(cost.subject), width=100 * cost.latency_s.median / longest, label=phase),),
-            value=units.seconds(cost.latency_s.median),
-            note=f"{units.seconds(cost.latency_s.min)} to {units.seconds(cost.latency_s.max)}"
-            f" in {cost.latency_s.runs} runs",
-        )
-        for cost in chosen
-    )
-    return Chart(title=f"{phase.capitalize()} latency", bars=bars, change=_change(results, chosen, latency))
-
-
-def _bytes_chart(results: Results, costs: Sequence[PhaseCost], phase: Phase) -> Chart | None:
-    chosen = [cost for cost in costs if cost.phase == phase]
-    most = max((cost.sent_bytes.total for cost in chosen), default=0)
-    if most == 0:
-        return None
-    bars = tuple(
-        Bar(
-            label=subject_label(cost.subject),
-            segments=segments(
-                ((role, role, getattr(cost.sent_bytes, role)) for role in ROLE_NAMES),
-                most,
-                byte_text,
-            ),
-            value=units.bytes_(cost.sent_bytes.total),
-            note=f"{units.count(cost.rounds)} rounds",
-        )
-        for cost in chosen
-    )
-    senders = [role for role in ROLE_NAMES if any(getattr(cost.sent_bytes, role) for cost in chosen)]
-    legend = tuple((role, f"sent by {role}") for role in senders)
-    return Chart(title=f"{phase.capitalize()} traffic", bars=bars, legend=legend, change=_change(results, chosen, sent))
-
-
-def _kind_charts(results: Results, name: str) -> tuple[Chart, ...]:
-    charts = []
-    full, smallest = extremes(results)
-    for title, _, measure, text in MEASURES:
-        sums = sums_by_kind(results, name, measure)
-        totals = {subject: sum(kinds.values()) for subject, kinds in sums.items()}
-        most = max(totals.values(), default=0.0)
-        if most == 0:
+def _phase_chart(
+    results: Results, name: str, costs: Sequence[PhaseCost], network: str, measure: Measure
+) -> Chart | None:
+    """A bar a subject, whose parts are the phases; None where nothing was spent."""
+    chosen = [cost for cost in costs if cost.network == network and cost.phase in RUNNING]
+    bars = []
+    for subject in dict.fromkeys(cost.subject for cost in chosen):
+        own = {cost.phase: cost for cost in chosen if cost.subject == subject}
+        parts = [(phase, measure.of_phase(own[phase])) for phase in RUNNING if phase in own]
+        if not any(value for _, value in parts):
             continue
-        bars = tuple(
+        modelled = any(cost.kind == "modelled" for cost in own.values())
+        bars.append(
             Bar(
-                label=subject_label(results.subject(subject)),
-                segments=segments(((f"kind{i}", kind, kinds[kind]) for i, kind in enumerate(KIND_NAMES)), most, text),
-                value=text(totals[subject]),
-                note=f"{RELU} {text(kinds[RELU])}, {units.percent(kinds[RELU] / (totals[subject] or 1), 0)}",
-            )
-            for subject, kinds in sums.items()
-        )
-        legend = tuple(
-            (f"kind{i}", kind) for i, kind in enumerate(KIND_NAMES) if any(kinds[kind] for kinds in sums.values())
-        )
-        change = None
-        if full is not None and full.name in sums and smallest.name in sums:
-            change = units.change(sums[full.name][RELU], sums[smallest.name][RELU])
-        charts.append(
-            Chart(
-                title=f"Online {title} by layer",
-                bars=bars,
-                legend=legend,
-                change=change and f"{RELU} {change}",
+                label=subject_label(subject),
+                segments=segments((COLOURS[phase], phase, value) for phase, value in parts),
+                value=measure.text(sum(value for _, value in parts)),
+                note=", ".join(f"{phase} {measure.text(value)}" for phase, value in parts if value)
+                + (" (modelled)" if modelled else ""),
+                modelled=modelled,
             )
         )
-    return tuple(charts)
+    if not bars:
+        return None
+    online = {cost.subject.name: measure.of_phase(cost) for cost in chosen if cost.phase == "online"}
+    change = _change(results, online)
+    seen = {part.label for bar in bars for part in bar.segments}
+    return Chart(
+        key=key_of("phases", name, network, measure.name),
+        title=f"{name}: {measure.name}, offline and online{place(results, network)}",
+        unit=measure.unit,
+        bars=tuple(bars),
+        legend=tuple((COLOURS[phase], phase) for phase in RUNNING if phase in seen),
+        change=change and f"online {change}",
+    )
 
 
-def _bound(results: Results, name: str) -> str:
-    full = next((subject.name for subject in results.subjects if subject.mask == "all"), "")
-    shares = []
-    for title, _, measure, _ in MEASURES:
-        kinds = sums_by_kind(results, name, measure).get(full, {})
-        total = sum(kinds.values())
-        if total:
-            shares.append(f"{units.percent(kinds[RELU] / total, 0)} of its online {title}")
-    if not shares:
-        return ""
-    return f"With all ReLUs, they are {' and '.join(shares)}; removing some can save no more than that."
+def _kind_chart(results: Results, name: str, measure: Measure) -> Chart | None:
+    network = main_network(results)
+    sums = sums_by_kind(results, name, measure.of_layer, network=network)
+    totals = {subject: sum(kinds.values()) for subject, kinds in sums.items()}
+    if not any(totals.values()):
+        return None
+    change = _change(results, {subject: kinds[RELU] for subject, kinds in sums.items()})
+    return Chart(
+        key=key_of("kinds", name, measure.name),
+        title=f"{name}: online {measure.name} by kind of layer{place(results, network)}",
+        unit=measure.unit,
+        bars=tuple(
+            kind_bar(results.subject(subject), kinds, measure) for subject, kinds in sums.items() if totals[subject]
+        ),
+        legend=kind_legend(sums.values()),
+        change=change and f"{RELU} {change}",
+    )
 
 
-def _shade(subject: Subject) -> str:
-    return "full" if subject.mask == "all" else "linearized"
+def kind_bar(subject: Subject, kinds: dict[str, float], measure: Measure) -> Bar:
+    """One network's cost as parts by kind of layer, the ReLUs' share noted."""
+    total = sum(kinds.values())
+    return Bar(
+        label=subject_label(subject),
+        segments=tuple(
+            Segment(kind=f"kind{i}", label=kind, value=kinds[kind]) for i, kind in enumerate(KIND_NAMES) if kinds[kind]
+        ),
+        value=measure.text(total),
+        note=f"{RELU} {measure.text(kinds[RELU])}, {units.percent(kinds[RELU] / (total or 1), 0)}",
+    )
 
 
-def _change(results: Results, costs: Sequence[PhaseCost], measure: Callable[[PhaseCost], float]) -> str | None:
+def kind_legend(sums: Iterable[dict[str, float]]) -> tuple[tuple[str, str], ...]:
+    """(Colour, text) of the kinds of layer that cost anything."""
+    seen = {kind for kinds in sums for kind, value in kinds.items() if value}
+    return tuple((f"kind{i}", kind) for i, kind in enumerate(KIND_NAMES) if kind in seen)
+
+
+def _change(results: Results, values: dict[str, float]) -> str | None:
     full, smallest = extremes(results)
-    values = {cost.subject.name: measure(cost) for cost in costs}
     if full is None or full.name not in values or smallest.name not in values:
         return None
     return units.change(values[full.name], values[smallest.name])

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks import units
-from benchmarks.figures import nice_ticks
+from benchmarks.scales import nice_ticks
 
 
 @pytest.mark.parametrize(
