@@ -1,0 +1,76 @@
+"""The floor of a measurement, by hand from its rounds and bytes."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from benchmarks.floor import floor_document, floors, layer_floors
+from benchmarks.schema import LayerRow, Results, SentBytes
+from tests.benchmarks.conftest import make_row, make_subject
+
+SENT = SentBytes(client=3_000_000, server=2_000_000, dealer=0)
+NOTHING = SentBytes(client=0, server=0, dealer=0)
+WAN_LINK_S = 17 * 0.04
+"""Of the rounds; the bytes of `preset` follow one another: 5 MB at 12.5 MB/s, those of another 3 MB."""
+
+
+@pytest.fixture
+def measured(results: Results) -> Results:
+    """`preset` and another on loopback and WAN, and plaintext, of one network; one layer of `preset` on the WAN."""
+    rows = [make_row("plaintext", "6000", "online", 0.01, NOTHING, 0)]
+    for backend, loopback_s, wan_s in (("preset", 0.05, 1.3), ("crypten", 1.0, 2.0)):
+        rows.append(make_row(backend, "6000", "online", loopback_s, SENT, 17))
+        rows.append(make_row(backend, "6000", "online", wan_s, SENT, 17).model_copy(update={"network": "wan"}))
+    layer = LayerRow(
+        backend="preset",
+        subject="6000",
+        network="wan",
+        phase="online",
+        sweep=0,
+        layer="relu",
+        op="relu",
+        relu_count=100,
+        seconds=(0.06,),
+        sent_bytes=SentBytes(client=75_000, server=50_000, dealer=0),
+        messages=2,
+        rounds=1,
+    )
+    changes = {"subjects": (make_subject("6000", 6000),), "rows": tuple(rows), "layers": (layer,), "relu_layers": ()}
+    return results.model_copy(update=changes)
+
+
+def test_the_floor_is_the_link_and_plaintext(measured: Results) -> None:
+    found = {(floor.backend, floor.network): floor for floor in floors(measured)}
+    assert found.keys() == {(b, n) for b in ("preset", "crypten") for n in ("loopback", "wan")}
+    preset, crypten = found["preset", "wan"], found["crypten", "wan"]
+    assert preset.floor_s == pytest.approx(WAN_LINK_S + 0.4 + 0.01)
+    assert preset.ratio == pytest.approx(1.3 / 1.09)
+    assert preset.loopback_ratio == pytest.approx(1.3 / (1.08 + 0.05))
+    assert crypten.floor_s == pytest.approx(WAN_LINK_S + 0.24 + 0.01)
+    bare = found["preset", "loopback"]
+    assert (bare.link_s, bare.floor_s, bare.loopback_ratio) == (0, pytest.approx(0.01), None)
+    assert bare.ratio == pytest.approx(5)
+
+
+def test_without_plaintext_the_floor_is_the_links_alone(measured: Results) -> None:
+    rows = tuple(row for row in measured.rows if row.backend != "plaintext")
+    found = {(f.backend, f.network): f for f in floors(measured.model_copy(update={"rows": rows}))}
+    assert found["preset", "wan"].floor_s == pytest.approx(WAN_LINK_S + 0.4)
+    assert found["preset", "loopback"].ratio is None
+
+
+def test_a_layers_floor(measured: Results) -> None:
+    (layer,) = layer_floors(measured, "preset", "6000", network="wan")
+    assert layer.floor_s == pytest.approx(0.04 + 0.01)
+    assert layer.ratio == pytest.approx(1.2)
+    assert layer_floors(measured, "preset", "6000", network="moon") == ()
+
+
+def test_the_document_is_json_and_tells_computed_from_measured(measured: Results) -> None:
+    document = json.loads(json.dumps(floor_document(measured), allow_nan=False))
+    (entry,) = [e for e in document if (e["backend"], e["network"]) == ("preset", "wan")]
+    assert entry["measured_seconds"] == pytest.approx(1.3)
+    assert entry["floor_seconds"] == pytest.approx(1.09)
+    assert entry["measured_over_floor"] == pytest.approx(1.3 / 1.09)
