@@ -15,7 +15,7 @@ import numpy as np
 from benchmarks.errors import MeasureError
 from benchmarks.reference import Images, Labels, accuracy, reference_logits
 from benchmarks.schema import Environment, ImagesKind, Mask, ReluLayer, Schedule, Subject, Weights
-from pi_runtime.graph import Graph, Node
+from pi_runtime.graph import Graph, Node, Shape
 from pi_runtime.onnx_graph import load_onnx
 from pi_runtime.source_digest import source_digest
 
@@ -75,7 +75,10 @@ class Subjects:
             own = {node.name: node for node in self.graphs[file.name].relu_layers}
             alike = [self.graphs[other.name] for other in self.files if self.model(other) == self.model(file)]
             fullest = max(alike, key=lambda graph: len(graph.relu_layers))
-            found += [_relu_layer(file.name, node, own.get(node.name)) for node in fullest.relu_layers]
+            found += [
+                _relu_layer(file.name, node, _activation_shape(fullest, node), own.get(node.name))
+                for node in fullest.relu_layers
+            ]
         return tuple(found)
 
     def fingerprint(self, schedule: Schedule, environment: Environment) -> str:
@@ -162,21 +165,29 @@ def _check_images(file: SubjectFile, graph: Graph) -> None:
         )
 
 
-def _relu_layer(subject: str, layer: Node, own: Node | None) -> ReluLayer:
-    """``layer``: the activation where it is fullest; ``own``: the subject's node of it, None where it kept nothing."""
+def _relu_layer(subject: str, layer: Node, shape: Shape, own: Node | None) -> ReluLayer:
+    """``layer``, ``shape``: the activation where it is fullest; ``own``: the subject's node, None where it has none."""
     elements = prod(layer.shape)
     kept_map = None
-    if own is not None and own.kept is not None and own.relu_count < elements and len(own.shape) == 3:
-        places = own.shape[1] * own.shape[2]
+    if own is not None and own.kept is not None and own.relu_count < elements and len(shape) == 3:
+        places = shape[1] * shape[2]
         kept_map = tuple(np.bincount(own.kept % places, minlength=places).tolist())
     return ReluLayer(
         subject=subject,
         layer=layer.name,
         elements=elements,
         relu_count=0 if own is None else own.relu_count,
-        shape=layer.shape,
+        shape=shape,
         kept_map=kept_map,
     )
+
+
+def _activation_shape(graph: Graph, node: Node) -> Shape:
+    """The shape of an activation that a pruned graph may have flattened just before its ReLU; row by row, as ever."""
+    maker = next((other for other in graph.nodes if other.output == node.inputs[0]), None)
+    if len(node.shape) == 1 and maker is not None and maker.op == "reshape":
+        return graph.shapes[maker.inputs[0]]
+    return node.shape
 
 
 def _whole(value: object, default: int) -> int:

@@ -158,8 +158,13 @@ def _ceiling(
     return (
         f"With {units.count(many.relu_count)} ReLUs, the ReLU layers are {units.percent(share)} of the {what}:"
         f" if just their part fell with the count, the whole would fall {units.significant(best)}×;"
-        f" it fell {units.significant(fall.factor)}×.",
+        f" it {_fell(fall.factor)}.",
     )
+
+
+def _fell(factor: float) -> str:
+    """``fell 9.13×``, or ``rose 1.13×``: the runs of one are never quite those of the other."""
+    return f"fell {units.significant(factor)}×" if factor >= 1 else f"rose {units.significant(1 / factor)}×"
 
 
 def _own_time(
@@ -180,7 +185,7 @@ def _own_time(
     alike = f", in the same {units.count(rounds[0])} rounds" if rounds[0] and rounds[0] == rounds[1] else ""
     return (
         f"The ReLU layers' own time went from {units.seconds(before)} to {units.seconds(after)},"
-        f" {units.significant(before / after)}×{alike}.",
+        f" {units.change(before, after)}{alike}.",
     )
 
 

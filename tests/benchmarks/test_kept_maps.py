@@ -35,6 +35,18 @@ def test_a_map_counts_the_kept_elements_over_the_channels() -> None:
     assert layer.kept_map == tuple(mask.sum(axis=0).ravel().tolist())
 
 
+def test_a_flattened_activation_has_the_map_of_the_wire_before(tmp_path: Path) -> None:
+    mask = np.random.default_rng(1).random((4, 3, 5)) < 0.4
+    wire = Node(name="flat", op="reshape", inputs=("x",), output="f", shape=(mask.size,))
+    relu = Node(name="relu", op="relu", inputs=("f",), output="y", shape=(mask.size,), kept=np.flatnonzero(mask))
+    graph = Graph(input="x", input_shape=mask.shape, output="y", nodes=(wire, relu))
+    images = np.zeros((1, *mask.shape), np.float32)
+    file = SubjectFile(name="cut", path=tmp_path / "none.onnx", images=images, model="net")
+    (layer,) = Subjects(files=(file,), graphs={"cut": graph}).relu_layers()
+    assert layer.shape == mask.shape
+    assert layer.kept_map == tuple(mask.sum(axis=0).ravel().tolist())
+
+
 def test_layers_that_kept_all_or_none_or_have_no_locations_have_no_map() -> None:
     full = (make_node("a", (2, 2, 2), list(range(8))), make_node("b", (2, 2, 2), [0, 5]), make_node("c", (6,), [1]))
     cut = (make_node("a", (2, 2, 2), [3, 7]),)
