@@ -74,6 +74,11 @@ class Residual:
         return self.point.seconds - self.fitted_s
 
     @property
+    def size(self) -> float:
+        """The residual against what was measured, as a fraction without a sign."""
+        return abs(self.residual_s) / self.point.seconds
+
+    @property
     def error(self) -> float:
         """Fitted against measured, as a fraction; above 0 where the law gives too much."""
         return self.fitted_s / self.point.seconds - 1

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
+from benchmarks.cost_law import cost_laws, predictions
 from benchmarks.fit import cost_lines
+from benchmarks.floor import floor_document
 from benchmarks.ratios import ratios
 from benchmarks.schema import Phase, Results
 from benchmarks.summary import layer_costs, main_network, measured_subjects, phase_cost
@@ -36,6 +40,20 @@ def headline(results: Results) -> dict[str, object]:
             }
             for entry in cost_lines(results)
         ],
+        "laws": [
+            {
+                "backend": entry.backend,
+                "model": entry.model,
+                "phase": entry.phase,
+                "fixed_seconds": entry.law.fixed_s,
+                "seconds_a_relu": entry.law.relu_s,
+                "fitted_on": list(entry.law.fitted_on),
+                "largest_residual": max(residual.size for residual in entry.residuals),
+            }
+            for entry in cost_laws(results)
+        ],
+        "predictions": [{**asdict(entry), "error": entry.error} for entry in predictions(results)],
+        "floors": floor_document(results),
         "problems": list(problems(results)),
     }
 

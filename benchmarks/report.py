@@ -15,6 +15,7 @@ from benchmarks.fit import cost_lines
 from benchmarks.gallery import Figure, distinct, save_gallery
 from benchmarks.headline import AGREEMENT_FLOOR, problems
 from benchmarks.kept_maps import map_figures
+from benchmarks.law_view import law_view
 from benchmarks.layer_views import mask_tables
 from benchmarks.page import render
 from benchmarks.pareto import pareto_plots
@@ -117,6 +118,7 @@ def _content(report: _Report) -> dict[str, Any]:
         "latency": LATENCY,
         "cost_plots": costs,
         "lines": cost_lines(results),
+        "law": law_view(results),
         "trained": sum(s.weights == "trained" and s.test_accuracy is not None for s in results.subjects),
         "pareto": pareto,
         "descent": descent,

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from benchmarks import units
 from benchmarks.bars import LATENCY, TRAFFIC
+from benchmarks.cost_law import predictions
 from benchmarks.fit import cost_lines
 from benchmarks.headline import problems
 from benchmarks.labels import IMAGES, MASKS, WEIGHTS, subject_label
@@ -23,7 +24,7 @@ from benchmarks.ten_times import ten_times
 def print_tables(results: Results, console: Console | None = None) -> None:
     """Prints what was measured on ``console`` (stderr where there is none), and problems last."""
     console = console or Console(stderr=True, highlight=False)
-    for make in (_subjects, _latency, _traffic, _fewer, _ratios, _lines):
+    for make in (_subjects, _latency, _traffic, _fewer, _ratios, _lines, _predictions):
         table = make(results)
         if table.row_count:
             console.print(table)
@@ -151,6 +152,26 @@ def _lines(results: Results) -> Table:
             units.amount(line.intercept, entry.unit),
             units.amount(1000 * line.slope, entry.unit),
             f"{line.r_squared:.4f}",
+        )
+    return table
+
+
+def _predictions(results: Results) -> Table:
+    table = _table(
+        "Held back: each ReLU count predicted from the others",
+        ("backend", "phase", *_link_name(results)),
+        ("ReLUs", "predicted", "measured", "error"),
+        caption="a + b ReLUs + rounds RTT + bytes / bandwidth",
+    )
+    for entry in predictions(results):
+        table.add_row(
+            Text(entry.backend),
+            entry.phase,
+            *_link(results, entry.network),
+            units.count(entry.relu_count),
+            units.amount(entry.predicted_s, "s"),
+            units.seconds(entry.measured_s),
+            f"{100 * entry.error:+.1f} %",
         )
     return table
 

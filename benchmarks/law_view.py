@@ -1,0 +1,69 @@
+"""What the report shows of the cost law, the floor and published costs: figures in groups, ready for a template."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from benchmarks.cost_law import CostLaw, Prediction, cost_laws, predictions
+from benchmarks.floor import Floor, LayerFloor, floors, layer_floors
+from benchmarks.published import SOURCE, PublishedCost, published_costs
+from benchmarks.schema import Results, Subject
+
+GOAL = 0.10
+"""A prediction further off than this is marked."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layers:
+    """The floors of the layers of one measurement."""
+
+    backend: str
+    subject: Subject
+    network: str
+    rows: tuple[LayerFloor, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LawView:
+    """``within``: how many of the predictions are within ``goal`` of what was measured."""
+
+    laws: tuple[CostLaw, ...]
+    predictions: tuple[Prediction, ...]
+    within: int
+    goal: float
+    floors: tuple[Floor, ...]
+    layers: tuple[Layers, ...]
+    published: tuple[PublishedCost, ...]
+    source: str
+
+
+def law_view(results: Results) -> LawView:
+    """Everything of the results that has a law, a floor or a published cost; each part may be empty.
+
+    Layers are shown on links that take time: on loopback their floor is that of plaintext, which is not told by layer.
+    """
+    predicted, found = predictions(results), floors(results)
+    layers = (
+        Layers(
+            backend=floor.backend,
+            subject=floor.subject,
+            network=floor.network,
+            rows=tuple(
+                row
+                for row in layer_floors(results, floor.backend, floor.subject.name, network=floor.network)
+                if row.link_s
+            ),
+        )
+        for floor in found
+        if floor.link_s
+    )
+    return LawView(
+        laws=cost_laws(results),
+        predictions=predicted,
+        within=sum(abs(entry.error) <= GOAL for entry in predicted),
+        goal=GOAL,
+        floors=found,
+        layers=tuple(entry for entry in layers if entry.rows),
+        published=published_costs(results),
+        source=SOURCE,
+    )
