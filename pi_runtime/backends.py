@@ -13,6 +13,7 @@ from pi_runtime.errors import ConfigError
 _BACKENDS = {
     "plaintext": "pi_runtime.plaintext_backend:PlaintextBackend",
     "crypten": "pi_runtime.crypten.backend:CryptenBackend",
+    "crypten-unmasked": "pi_runtime.crypten.backend:UnmaskedCryptenBackend",
     "preset": "pi_runtime.preset.backend:PresetBackend",
 }
 

@@ -63,6 +63,7 @@ class CryptenBackend(Backend):
     """
 
     name = "crypten"
+    whole_layers = False
 
     def __init__(self, *, port: int = 0, threads: int = 1, hosts: Hosts = LOOPBACK_HOSTS) -> None:
         if not 0 <= port <= 65535:
@@ -146,7 +147,7 @@ class CryptenBackend(Backend):
             self._ask(("client",), {"command": "load", "public": public}, _START_TIMEOUT_S)
             self._ask(
                 ROLES,
-                {"command": "connect", **meeting},
+                {"command": "connect", "whole_layers": self.whole_layers, **meeting},
                 _START_TIMEOUT_S,
                 extra={"server": ({"listener": listener.fileno()}, ())},
             )
@@ -183,6 +184,16 @@ class CryptenBackend(Backend):
             # Half a step done leaves the processes out of step: there is nothing to go on with.
             self.close()
             raise
+
+
+class UnmaskedCryptenBackend(CryptenBackend):
+    """The same, as CrypTen's users would run a linearized network: each ReLU layer compared whole, then masked.
+
+    What gathering the kept elements saves is the difference to ``crypten`` (:mod:`pi_runtime.crypten.unmasked`).
+    """
+
+    name = "crypten-unmasked"
+    whole_layers = True
 
 
 def _bound(hosts: Hosts, port: int) -> socket.socket:

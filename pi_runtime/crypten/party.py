@@ -30,6 +30,7 @@ from pi_runtime.crypten.crypten_graph import build_crypten_graph, round_to_encod
 from pi_runtime.crypten.library import import_crypten
 from pi_runtime.crypten.material import Request, StockedProvider, install_provider, planning
 from pi_runtime.crypten.meter import Meter, Reading
+from pi_runtime.crypten.unmasked import build_unmasked_graph
 from pi_runtime.errors import PiError
 from pi_runtime.graph import Graph, parse_public
 from pi_runtime.onnx_graph import load_onnx
@@ -69,7 +70,8 @@ class Party:
         crypten.init()
         self.meter.watch(crypten.communicator.get())
         self.provider = install_provider()
-        self.model = build_crypten_graph(self.graph)
+        build = build_unmasked_graph if header["whole_layers"] else build_crypten_graph
+        self.model = build(self.graph)
         self.model.encrypt(src=RANKS["server"])
         return {}
 
