@@ -84,8 +84,9 @@ class Chart:
 
     @property
     def most(self) -> float:
-        """The length of the longest bar."""
-        return max((sum(part.value for part in bar.segments) for bar in self.bars), default=0.0) or 1.0
+        """Where the scale ends: with the longest bar, and with 1 at least where the bars are ratios."""
+        longest = max((sum(part.value for part in bar.segments) for bar in self.bars), default=0.0)
+        return max(longest, 1.0) if self.unit == "times" else longest or 1.0
 
     def text(self, segment: Segment) -> str:
         """A part in words."""

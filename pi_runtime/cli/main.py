@@ -18,6 +18,7 @@ from pi_runtime.cli.bench import add_bench_verb, bench_options, take_bench_optio
 from pi_runtime.cli.compare import add_compare_verb
 from pi_runtime.cli.estimate import add_estimate_verb
 from pi_runtime.cli.options import GroupedCommand, config_options, read_config
+from pi_runtime.cli.report import add_report_verb
 from pi_runtime.cli.roles import access_options, add_preset_verbs, dealer_option, server_option, take_access
 from pi_runtime.cli.simulate import add_simulate_verb
 
@@ -143,23 +144,9 @@ def infer(
         raise click.UsageError("give either --model, or both --server and --dealer")
 
 
-@cli.command()
-@click.argument("place", metavar="[PATH]", required=False, type=click.Path(path_type=Path))
-@click.option("--run-dir", type=click.Path(path_type=Path), help="directory of a run")
-def report(place: Path | None, run_dir: Path | None) -> None:
-    """Write report.html beside the results in PATH: a directory with a results.json, or such a file."""
-    from pi_runtime import pipeline
-
-    if place is not None and run_dir is not None:
-        raise click.UsageError("give either a PATH or --run-dir")
-    chosen = place or run_dir
-    if chosen is None:
-        raise click.UsageError("give a PATH, or --run-dir")
-    answer(pipeline.report_run(chosen))
-
-
 add_bench_verb(cli)
 add_preset_verbs(cli)
+add_report_verb(cli)
 add_estimate_verb(cli)
 add_simulate_verb(cli)
 add_compare_verb(cli)
