@@ -15,7 +15,7 @@ _COUNT = click.IntRange(min=1)
 
 
 @click.command()
-@click.argument("models", metavar="MODEL...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("models", metavar="[MODEL]...", nargs=-1, type=click.Path(path_type=Path))
 @click.option(
     "--network", default="wan", show_default=True, help="loopback, lan, wan, mobile or bandwidth_mbps=50,rtt_ms=20"
 )
@@ -29,8 +29,15 @@ _COUNT = click.IntRange(min=1)
     type=click.Path(path_type=Path),
     help="results.json of `bench`: predict each MODEL's rows in it, and show how far off that is",
 )
+@click.option("--hold-back", help="with --check: ReLU counts that the cost law is not fitted on  [each in turn]")
 def estimate(
-    models: tuple[Path, ...], network: str, batch: int, party_threads: int, no_timing: bool, check: Path | None
+    models: tuple[Path, ...],
+    network: str,
+    batch: int,
+    party_threads: int,
+    no_timing: bool,
+    check: Path | None,
+    hold_back: str | None,
 ) -> None:
     """What private inference with MODEL costs.
 
@@ -38,8 +45,9 @@ def estimate(
     exact and follow from the public graph; seconds are modelled from a rehearsal of some ten seconds on this machine,
     with random weights.
 
-    With --check several MODELs may be given. Networks and threads are then those of the results, whose figures serve to
-    compare with and for nothing else.
+    With --check several MODELs may be given, or none. Networks and threads are then those of the results, whose figures
+    serve to compare with and for nothing else. Beside it stands the cost law of each backend: fitted on some of the
+    results' ReLU counts, predicting the others.
     """
     from pi_runtime.cli.estimate_tables import LEFT_OUT, exact_document, latency_document, print_estimate
     from pi_runtime.net.shaping import parse_profile
@@ -47,10 +55,12 @@ def estimate(
     from pi_runtime.preset import rehearse as timed_part
 
     if check is not None:
-        _check(models, check)
+        _check(models, check, None if hold_back is None else _counts(hold_back))
         return
-    if len(models) > 1:
-        raise click.UsageError(f"one MODEL is estimated at a time, got {len(models)}; several go with --check")
+    if hold_back is not None:
+        raise click.UsageError("--hold-back goes with --check: the cost law is fitted on measured rows")
+    if len(models) != 1:
+        raise click.UsageError(f"one MODEL is estimated at a time, got {len(models)}; several or none go with --check")
     (model,) = models
     profile = parse_profile(network)
     graph = load_graph(model)
@@ -99,21 +109,33 @@ def load_graph(model: Path) -> Graph:
     return load_public(path) if path.suffix == ".json" else load_onnx(path)
 
 
-def _check(models: tuple[Path, ...], results_path: Path) -> None:
+def _check(models: tuple[Path, ...], results_path: Path, hold_back: tuple[int, ...] | None) -> None:
     from dataclasses import asdict
 
+    from benchmarks.cost_law import predictions
     from benchmarks.results_file import load_results
-    from pi_runtime.cli.estimate_check import check_model, print_checks
+    from pi_runtime.cli.estimate_check import check_model, print_checks, print_predictions
 
     results = load_results(results_path)
+    predicted = predictions(results, hold_back)
     found = [check for model in models for check in check_model(load_graph(model), results, origin=model)]
     print_checks(found)
+    print_predictions(predicted)
     click.echo(
         json.dumps(
             {
                 "results": str(results_path),
-                "largest_error": max(abs(entry.error) for entry in found),
+                "largest_error": max((abs(entry.error) for entry in found), default=None),
                 "check": [{**asdict(entry), "error": entry.error} for entry in found],
+                "law_largest_error": max((abs(entry.error) for entry in predicted), default=None),
+                "law": [{**asdict(entry), "error": entry.error} for entry in predicted],
             }
         )
     )
+
+
+def _counts(text: str) -> tuple[int, ...]:
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    if not parts or not all(part.isascii() and part.isdigit() for part in parts):
+        raise click.UsageError(f"--hold-back must be counts of ReLUs separated by commas, got {text!r}")
+    return tuple(int(part) for part in parts)

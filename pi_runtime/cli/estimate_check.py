@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
+from benchmarks.cost_law import Prediction
 from benchmarks.schema import Results, Subject
 from benchmarks.summary import phase_cost
 from pi_runtime.errors import ConfigError
@@ -14,6 +15,9 @@ from pi_runtime.graph import Graph
 from pi_runtime.net.shaping import parse_profile
 from pi_runtime.preset import rehearse as timed
 from pi_runtime.preset.estimate import estimate
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 BACKEND = "preset"
 
@@ -79,9 +83,7 @@ def check_model(graph: Graph, results: Results, *, origin: Path) -> tuple[Check,
 
 
 def print_checks(checks: Sequence[Check]) -> None:
-    """The table on stderr."""
-    from rich.console import Console
-
+    """What a rehearsal predicted, on stderr; nothing where no model was given."""
     from pi_runtime.cli.estimate_tables import table
 
     shown = table(
@@ -95,13 +97,38 @@ def print_checks(checks: Sequence[Check]) -> None:
             check.subject,
             check.network,
             check.phase,
-            f"{check.predicted_s:.4f}",
-            f"{check.measured_s:.4f}",
-            f"{100 * check.error:+.1f} %",
+            *_seconds(check),
             f"{check.predicted_bytes:,}",
             f"{check.measured_bytes:,}",
         )
-    Console(stderr=True, highlight=False).print(shown)
+    _print(shown)
+
+
+def print_predictions(predictions: Sequence[Prediction]) -> None:
+    """What the cost law predicted, on stderr; nothing where too few ReLU counts were measured for one."""
+    from pi_runtime.cli.estimate_tables import table
+
+    shown = table(
+        "cost law: held-back ReLU counts predicted from the others",
+        "a + b ReLUs + rounds RTT + bytes / bandwidth; *: beyond the counts that it was fitted on",
+        ("backend", "link", "phase"),
+        ("ReLUs", "predicted s", "measured s", "error"),
+    )
+    for entry in predictions:
+        count = f"{entry.relu_count:,}{'*' if entry.outside else ''}"
+        shown.add_row(entry.backend, entry.network, entry.phase, count, *_seconds(entry))
+    _print(shown)
+
+
+def _seconds(entry: Check | Prediction) -> tuple[str, str, str]:
+    return f"{entry.predicted_s:.4f}", f"{entry.measured_s:.4f}", f"{100 * entry.error:+.1f} %"
+
+
+def _print(shown: Table) -> None:
+    from rich.console import Console
+
+    if shown.row_count:
+        Console(stderr=True, highlight=False).print(shown)
 
 
 def _is_of(subject: Subject, graph: Graph) -> bool:

@@ -229,6 +229,7 @@ def test_a_check_compares_with_the_rows_of_the_same_network(make_net, tmp_path, 
     [
         (1, ("--check",), r"--check needs rows of preset for .*; the results have 7 of \d+, \d+ of \d+"),
         (2, (), "one MODEL is estimated at a time, got 2"),
+        (0, (), "one MODEL is estimated at a time, got 0"),
     ],
 )
 def test_what_cannot_be_checked_is_refused(make_net, tmp_path, count, arguments, message):
@@ -243,3 +244,33 @@ def test_what_cannot_be_checked_is_refused(make_net, tmp_path, count, arguments,
         result = CliRunner().invoke(cli, ["estimate", *map(str, given)], catch_exceptions=False)
         assert result.exit_code == 2
         assert message in result.stderr
+
+
+def test_a_check_shows_the_cost_law_of_held_back_counts(make_net, tmp_path):
+    """Rows of 0.01 s and 1e-6 s a ReLU at four counts: a law fitted on two of them predicts the others."""
+    graph = exported(make_net(0.4), tmp_path)
+    base = measured_rows(graph, estimate(graph, 1), {("loopback", "online"): 1.0})
+    counts = (100, 200, 300, 400)
+    subjects = [base.subjects[0].model_copy(update={"name": str(n), "relu_count": n}) for n in counts]
+    rows = [base.rows[0].model_copy(update={"subject": str(n), "seconds": (0.01 + 1e-6 * n,)}) for n in counts]
+    path = tmp_path / "results.json"
+    base.model_copy(update={"subjects": tuple(subjects), "rows": tuple(rows)}).save(path)
+    document, shown = run("--check", path, "--hold-back", "200,400")
+    assert (document["check"], document["largest_error"]) == ([], None)
+    assert [entry["relu_count"] for entry in document["law"]] == [200, 400]
+    assert document["law_largest_error"] == pytest.approx(0, abs=1e-9)
+    assert "400*" in shown
+    assert len(run("--check", path)[0]["law"]) == 4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("model.onnx", "--hold-back", "200"), "--hold-back goes with --check"),
+        (("--check", "results.json", "--hold-back", "full"), "--hold-back must be counts of ReLUs"),
+    ],
+)
+def test_a_hold_back_that_says_nothing_is_refused(arguments, message):
+    result = CliRunner().invoke(cli, ["estimate", *arguments])
+    assert result.exit_code == 2
+    assert message in result.stderr
