@@ -1,9 +1,10 @@
 """Measures subjects on backends and writes what it cost, resumably.
 
-At each stop of the sweep (:mod:`benchmarks.sweep`): set-up, warm-up, timed single-image inferences in turn; and once
-for each pair a pass over test images in batches, whose logits are compared with onnxruntime's on the same images. What
-is finished of a backend, a subject and a sweep is on disk at once, beside the results; the same command goes on from
-there.
+At each stop of the sweep (:mod:`benchmarks.sweep`), on one network after the other (:mod:`benchmarks.placement`):
+set-up, warm-up, timed single-image inferences in turn. Once for each pair, on loopback, as logits do not depend on the
+network: a pass over test images in batches, whose logits are compared with onnxruntime's on the same images. What is
+finished of a backend, a subject, a network and a sweep is on disk at once, beside the results; the same command goes on
+from there.
 """
 
 from __future__ import annotations
@@ -12,9 +13,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from benchmarks.bookkeeping import layer_rows, phase_rows
+from benchmarks.bookkeeping import layer_rows, modelled_row, phase_rows
 from benchmarks.environment import describe_environment
 from benchmarks.errors import MeasureError, ResultsError
+from benchmarks.links import link_of
+from benchmarks.placement import Links, OpenLinks, place, unlinked
 from benchmarks.reference import reference_logits
 from benchmarks.results_file import load_results
 from benchmarks.schema import LOOPBACK, Results, Schedule
@@ -22,6 +25,8 @@ from benchmarks.subjects import SubjectFile, Subjects, load_subjects
 from benchmarks.sweep import Bay, Pair, Progress, Station, stations
 from pi_runtime.backend import Backend
 from pi_runtime.backends import open_backend
+from pi_runtime.closing import Closing
+from pi_runtime.networks import Networks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +71,9 @@ def run_bench(
     backends: Sequence[str],
     results_path: Path,
     settings: BenchSettings | None = None,
-    opener: Callable[[str], Backend] = open_backend,
+    networks: Sequence[str] = (LOOPBACK,),
+    opener: Callable[..., Backend] = open_backend,
+    links: Links | None = None,
     progress: Progress | None = None,
     command: str | None = None,
 ) -> Results:
@@ -76,7 +83,10 @@ def run_bench(
         subjects: in the order of the first sweep and of the results.
         backends: names, in the order in which they take turns. Backends that the file has already, for the same
             inputs, are kept.
-        opener: makes the backend of a name, one for each subject and sweep.
+        networks: profiles, in the order of the visits at each stop.
+        opener: makes the backend of a name, one for each subject, network and sweep; told the options of the link
+            where there is one.
+        links: what this machine can do for other networks than loopback; found out if None.
         progress: called from this thread.
         command: what makes the results again, for the report.
 
@@ -90,23 +100,25 @@ def run_bench(
         raise MeasureError("backends must name at least one backend")
     loaded = load_subjects(subjects)
     names = tuple(dict.fromkeys(backends))
-    bench = _Bench(loaded, names, settings, results_path, opener, progress or _silent, command)
-    for station in stations(loaded.files, bench.results.schedule):
-        bench.visit(station)
-    return bench.finish()
+    opened = OpenLinks(links or Networks(), progress or _silent)
+    with _Bench(loaded, names, networks, settings, results_path, opener, opened, command) as bench:
+        for station in stations(loaded.files, bench.results.schedule):
+            bench.visit(station)
+        return bench.finish()
 
 
-class _Bench:
+class _Bench(Closing):
     """One call of :func:`run_bench`: the inputs, and the results so far."""
 
     def __init__(
         self,
         subjects: Subjects,
         backends: Sequence[str],
+        networks: Sequence[str],
         settings: BenchSettings,
         path: Path,
-        opener: Callable[[str], Backend],
-        progress: Progress,
+        opener: Callable[..., Backend],
+        links: OpenLinks,
         command: str | None,
     ) -> None:
         self.subjects = subjects
@@ -115,7 +127,8 @@ class _Bench:
         self.path = path
         self.partial_path = path.with_name(f"{path.stem}.partial{path.suffix}")
         self.opener = opener
-        self.progress = progress
+        self.links = links
+        self.placement = place(backends, networks, links.reach)
         environment = describe_environment(settings.threads)
         schedule = settings.schedule(len(subjects.files))
         identity = subjects.fingerprint(schedule, environment)
@@ -129,25 +142,48 @@ class _Bench:
         self.results = self.results.model_copy(update={"command": command or self.results.command})
 
     def visit(self, station: Station) -> None:
-        """Does what is missing of one station: the timing of its sweep, and the comparison of each pair."""
-        pairs = [(name, file) for name in self.backends for file in station.subjects]
-        timed = {(row.backend, row.subject) for row in self.results.rows if row.sweep == station.sweep}
-        untimed = [(name, file) for name, file in pairs if (name, file.name) not in timed]
-        unchecked = [(name, file) for name, file in pairs if self.results.accuracy_of(name, file.name) is None]
-        with Bay(self.opener, self.progress, self.subjects) as bay:
-            bay.prepare([pair for pair in pairs if pair in untimed or pair in unchecked])
-            if untimed:
-                self._time(bay, untimed, station)
-            for pair in unchecked:
-                self._compare(bay, pair)
+        """Does what is missing of one station: its timing on every network, and the comparison of each pair."""
+        for network, measured in self.placement.measured.items():
+            pairs = [(name, file) for name in self.backends for file in station.subjects]
+            wanted = (station.sweep, network, "measured")
+            timed = {(r.backend, r.subject) for r in self.results.rows if (r.sweep, r.network, r.kind) == wanted}
+            untimed = [pair for pair in pairs if pair[0] in measured and (pair[0], pair[1].name) not in timed]
+            unchecked = [pair for pair in pairs if self.results.accuracy_of(pair[0], pair[1].name) is None]
+            opened = [pair for pair in pairs if pair in untimed or (pair in unchecked and network == LOOPBACK)]
+            if opened:
+                self._open_and_measure(station, network, opened, untimed)
 
     def finish(self) -> Results:
-        """Writes the results in place and removes the partial ones."""
+        """Adds what is modelled, writes the results in place and removes the partial ones."""
+        self._model()
         self.results.save(self.path)
         self.partial_path.unlink(missing_ok=True)
         return self.results
 
-    def _time(self, bay: Bay, pairs: Sequence[Pair], station: Station) -> None:
+    def close(self) -> None:
+        self.links.close()
+
+    def _open_and_measure(
+        self, station: Station, network: str, opened: Sequence[Pair], untimed: Sequence[Pair]
+    ) -> None:
+        self._keep(self.links.ready(network, self.results))
+        with self.links.blaming(network):
+            bay = Bay(
+                lambda name: self.opener(name, **self.links.options(network, name)),
+                self.links.progress,
+                self.subjects,
+                network=network,
+            )
+            with bay:
+                bay.prepare(opened)
+                if untimed:
+                    self._time(bay, untimed, station, network)
+                for pair in opened:
+                    if network == LOOPBACK and self.results.accuracy_of(pair[0], pair[1].name) is None:
+                        self._compare(bay, pair)
+            self._keep(self.links.after(network, self.results))
+
+    def _time(self, bay: Bay, pairs: Sequence[Pair], station: Station, network: str) -> None:
         rows, layers = list(self.results.rows), list(self.results.layers)
         for pair, costs in zip(pairs, bay.time(pairs, station, self.results.schedule.warmup), strict=True):
             backend, subject = pair[0], pair[1].name
@@ -155,13 +191,28 @@ class _Bench:
                 costs,
                 backend=backend,
                 subject=subject,
-                network=LOOPBACK,
+                network=network,
                 sweep=station.sweep,
                 images=1,
                 byte_source=bay.byte_source(pair),
             )
-            layers += layer_rows(costs, backend=backend, subject=subject, network=LOOPBACK, sweep=station.sweep)
+            layers += layer_rows(costs, backend=backend, subject=subject, network=network, sweep=station.sweep)
         self._keep(self.results.model_copy(update={"rows": tuple(rows), "layers": tuple(layers)}))
+
+    def _model(self) -> None:
+        """Computes rows of the networks that a backend cannot be measured on here from those on loopback."""
+        for network in dict.fromkeys(network for _, network in self.placement.modelled):
+            self.results = unlinked(network, self.results)
+        there = {(r.backend, r.subject, r.network, r.sweep, r.phase) for r in self.results.rows if r.kind == "modelled"}
+        added = [
+            modelled_row(row, network=network, link=link)
+            for backend, network in self.placement.modelled
+            if (link := link_of(network)) is not None
+            for row in self.results.rows
+            if (row.backend, row.network, row.kind) == (backend, LOOPBACK, "measured")
+            and (backend, row.subject, network, row.sweep, row.phase) not in there
+        ]
+        self.results = self.results.model_copy(update={"rows": (*self.results.rows, *added)})
 
     def _compare(self, bay: Bay, pair: Pair) -> None:
         file = pair[1]
@@ -181,8 +232,9 @@ class _Bench:
         return None
 
     def _keep(self, results: Results) -> None:
-        self.results = results
-        results.save(self.partial_path)
+        if results is not self.results:
+            self.results = results
+            results.save(self.partial_path)
 
 
 def _silent(what: str, done: int, total: int) -> None:

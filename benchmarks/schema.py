@@ -25,6 +25,7 @@ Kind = Literal["measured", "modelled"]
 Phase = Literal["setup", "offline", "online"]
 Mask = Literal["all", "trained", "random", "given"]
 Weights = Literal["trained", "random", "given"]
+Shaping = Literal["relay", "channel", "none"]
 ImagesKind = Literal["test", "folder", "noise"]
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
@@ -133,6 +134,26 @@ class LayerRow(_Part):
     rounds: Count
 
 
+class LinkRecord(_Part):
+    """The link of one network profile other than loopback: what it should be, and what it was measured to be.
+
+    shaping: what made it behave so: the ``relay`` between network namespaces, or each ``channel`` itself. ``none``
+        where nothing could, so that there are modelled rows alone.
+    rtt_ms, bandwidth_mbps: of the profile; the bandwidth is of each direction, and absent where there is no limit.
+    measured_rtt_ms: median round trip of a byte over TCP, one a check. A check is made whenever the link is.
+    measured_bandwidth_mbps: payload over TCP; two a check, from client to server and back.
+    dropped_packets: that the relay lost in all; anything but 0 spoils the figures.
+    """
+
+    network: Annotated[str, Field(min_length=1)]
+    shaping: Shaping
+    rtt_ms: Seconds
+    bandwidth_mbps: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None
+    measured_rtt_ms: tuple[Seconds, ...] = ()
+    measured_bandwidth_mbps: tuple[Seconds, ...] = ()
+    dropped_packets: Count = 0
+
+
 class ReluLayer(_Part):
     """One activation of a subject: its elements, and how many of them keep a ReLU; 0 where the layer has no node.
 
@@ -205,6 +226,7 @@ class Results(_Part):
     rows: tuple[Row, ...] = ()
     layers: tuple[LayerRow, ...] = ()
     relu_layers: tuple[ReluLayer, ...] = ()
+    links: tuple[LinkRecord, ...] = ()
     environment: Environment
 
     @model_validator(mode="after")
@@ -216,6 +238,7 @@ class Results(_Part):
         _require_distinct("layers", ((r.backend, r.subject, r.network, r.phase, r.sweep, r.layer) for r in self.layers))
         _require_distinct("secure", ((e.backend, e.subject) for e in self.secure))
         _require_distinct("relu_layers", ((e.subject, e.layer) for e in self.relu_layers))
+        _require_distinct("links", ((link.network,) for link in self.links))
         known = {subject.name for subject in self.subjects}
         parts: tuple[tuple[str, Iterable[Row | LayerRow | SecureAccuracy | ReluLayer]], ...] = (
             ("rows", self.rows),
@@ -242,6 +265,10 @@ class Results(_Part):
     def subject(self, name: str) -> Subject:
         """The subject of a row."""
         return next(subject for subject in self.subjects if subject.name == name)
+
+    def link(self, network: str) -> LinkRecord | None:
+        """The link of a profile; None for loopback, and where it was not recorded."""
+        return next((link for link in self.links if link.network == network), None)
 
     def accuracy_of(self, backend: str, subject: str) -> SecureAccuracy | None:
         """The comparison with the plaintext logits, if there is one."""

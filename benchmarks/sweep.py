@@ -17,7 +17,7 @@ import numpy as np
 
 from benchmarks.errors import MeasureError
 from benchmarks.reference import Images, Logits, accuracy
-from benchmarks.schema import Schedule, SecureAccuracy
+from benchmarks.schema import LOOPBACK, Schedule, SecureAccuracy
 from benchmarks.subjects import SubjectFile, Subjects
 from pi_runtime.backend import Backend, RunCost
 
@@ -50,10 +50,13 @@ def stations(subjects: Sequence[SubjectFile], schedule: Schedule) -> Iterator[St
 
 
 class Bay:
-    """The backends that are open at one station."""
+    """The backends that are open at one station, on one network."""
 
-    def __init__(self, opener: Callable[[str], Backend], progress: Progress, subjects: Subjects) -> None:
+    def __init__(
+        self, opener: Callable[[str], Backend], progress: Progress, subjects: Subjects, *, network: str = LOOPBACK
+    ) -> None:
         self._opener = opener
+        self._where = "" if network == LOOPBACK else f" on {network}"
         self._progress = progress
         self._subjects = subjects
         self._stack = ExitStack()
@@ -69,11 +72,12 @@ class Bay:
     def prepare(self, pairs: Sequence[Pair]) -> None:
         """Opens each pair's backend and loads its subject."""
         for name, file in pairs:
-            self._progress(f"{name}: set-up ({file.name})", 0, 1)
+            label = f"{name}: set-up ({file.name}){self._where}"
+            self._progress(label, 0, 1)
             backend = self._stack.enter_context(self._opener(name))
             backend.prepare(file.path)
             self._open[name, file.name] = backend
-            self._progress(f"{name}: set-up ({file.name})", 1, 1)
+            self._progress(label, 1, 1)
 
     def byte_source(self, pair: Pair) -> str:
         """Where the pair's backend counts its bytes; empty where it does not say."""
@@ -83,7 +87,9 @@ class Bay:
         """The cost of every timed run of one image, by pair; the pairs take turns, in alternating order."""
         costs: list[list[RunCost]] = [[] for _ in pairs]
         steps = warmup + station.runs
-        label = f"{', '.join(file.name for file in station.subjects)}: timed runs, sweep {station.sweep + 1}"
+        label = (
+            f"{', '.join(file.name for file in station.subjects)}: timed runs, sweep {station.sweep + 1}{self._where}"
+        )
         for step in range(steps):
             self._progress(label, step, steps)
             order = range(len(pairs)) if step % 2 == 0 else reversed(range(len(pairs)))

@@ -29,18 +29,32 @@ def check_backend(name: str) -> None:
 def open_backend(name: str, **options: Any) -> Backend:
     """Makes the backend ``name``; use it as a context manager.
 
-    options: what its class takes: ``threads`` for every one, ``port`` for those that use the network.
+    options: what its class takes: ``threads`` for every one, ``port`` for those that use the network,
+        ``hosts`` for those whose roles can live apart (:mod:`pi_runtime.net.hosts`).
 
     Raises:
         ConfigError: there is no such backend, or it has no such option.
         BackendError: it cannot run here.
     """
-    check_backend(name)
-    module, _, attribute = _BACKENDS[name].partition(":")
-    kind = getattr(import_module(module), attribute)
-    known = inspect.signature(kind).parameters
+    known = backend_options(name)
     for option in options:
         if option not in known:
             raise ConfigError(f"backend {name} has no option {option!r}; it takes {', '.join(known)}")
-    backend: Backend = kind(**options)
+    backend: Backend = _class_of(name)(**options)
     return backend
+
+
+def backend_options(name: str) -> tuple[str, ...]:
+    """Names of the options of the backend ``name``.
+
+    Raises:
+        ConfigError: there is no such backend.
+    """
+    check_backend(name)
+    return tuple(inspect.signature(_class_of(name)).parameters)
+
+
+def _class_of(name: str) -> type[Backend]:
+    module, _, attribute = _BACKENDS[name].partition(":")
+    kind: type[Backend] = getattr(import_module(module), attribute)
+    return kind

@@ -152,7 +152,15 @@ def export_checkpoint(
     return written
 
 
-def bench_run(run_dir: Path, *, backends: Sequence[str], images: int, runs: int, threads: int) -> dict[str, Any]:
+def bench_run(
+    run_dir: Path,
+    *,
+    backends: Sequence[str],
+    images: int,
+    runs: int,
+    threads: int,
+    networks: Sequence[str] = ("loopback",),
+) -> dict[str, Any]:
     """Measures the full and the linearized network of a run, taking turns run by run: ``results.json``.
 
     images: test images for the secure accuracy; of the full network, which is there to be compared with, a fifth.
@@ -172,6 +180,7 @@ def bench_run(run_dir: Path, *, backends: Sequence[str], images: int, runs: int,
         backends=backends,
         runs=runs,
         threads=threads,
+        networks=networks,
         sweeps=1,
         subjects_at_once=len(subjects),
     )
@@ -197,18 +206,21 @@ def measure(
     threads: int,
     sweeps: int,
     subjects_at_once: int,
+    networks: Sequence[str] = ("loopback",),
 ) -> dict[str, Any]:
-    """Measures ``subjects`` on each backend, prints the tables and returns the headline figures.
+    """Measures ``subjects`` on each backend and network, prints the tables and returns the headline figures.
 
-    Arguments as of :class:`benchmarks.harness.BenchSettings`; what an earlier call finished is not measured again.
+    Arguments as of :func:`benchmarks.harness.run_bench` and :class:`benchmarks.harness.BenchSettings`; what an earlier
+    call finished is not measured again.
     """
     from benchmarks.harness import BenchSettings, run_bench
-    from benchmarks.headline import headline
+    from benchmarks.headline import headline, problems
+    from benchmarks.placement import link_line, link_problem
     from benchmarks.report import print_tables
     from pi_runtime.backends import open_backend
 
-    def opener(name: str) -> Backend:
-        return open_backend(name, threads=threads)
+    def opener(name: str, **options: Any) -> Backend:
+        return open_backend(name, threads=threads, **options)
 
     with progress_bars() as progress:
         results = run_bench(
@@ -216,12 +228,23 @@ def measure(
             backends=backends,
             results_path=results_path,
             settings=BenchSettings(runs=runs, threads=threads, sweeps=sweeps, subjects_at_once=subjects_at_once),
+            networks=networks,
             opener=opener,
             progress=progress,
             command=shlex.join(["pi-pipeline", *sys.argv[1:]]),
         )
     print_tables(results)
-    return {"results": str(results_path)} | headline(results)
+    spoilt = [problem for link in results.links if (problem := link_problem(link))]
+    for line in (*map(link_line, results.links), *(f"problem: {problem}" for problem in spoilt)):
+        print(line, file=sys.stderr)
+    return (
+        {"results": str(results_path)}
+        | headline(results)
+        | {
+            "links": [link.model_dump(mode="json") for link in results.links],
+            "problems": [*problems(results), *spoilt],
+        }
+    )
 
 
 def report_run(place: Path) -> dict[str, Any]:

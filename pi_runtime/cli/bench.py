@@ -57,6 +57,12 @@ def take_bench_options(options: dict[str, Any]) -> dict[str, Any]:
 @click.option("--run-dir", type=click.Path(path_type=Path), help="directory of a run, as `run` or `linearize` made it")
 @click.option("--budgets", help="ReLU counts separated by commas; full: all, trained: the run's mask  [full,trained]")
 @bench_options
+@click.option(
+    "--networks",
+    default="loopback",
+    show_default=True,
+    help="loopback, lan, wan, mobile or bandwidth_mbps=50,rtt_ms=20, separated by commas",
+)
 @click.option("--sweeps", default=2, show_default=True, type=_COUNT, help="passes over all budgets; runs are divided")
 @click.option("--at-once", default=1, show_default=True, type=_COUNT, help="budgets whose backends are open together")
 @click.option("--data", type=click.Path(path_type=Path), help="folder of images for ONNX files  [noise]")
@@ -69,6 +75,7 @@ def bench(
     models: tuple[str, ...],
     run_dir: Path | None,
     budgets: str | None,
+    networks: str,
     sweeps: int,
     at_once: int,
     data: Path | None,
@@ -84,6 +91,9 @@ def bench(
     MODEL is an ONNX file, the directory of a run, or a built-in network with random weights (resnet18, wrn22). A budget
     without a trained mask takes a random mask, and the results say so. With --run-dir alone: the full and the
     linearized network of that run. The same command goes on where it stopped.
+
+    Networks other than loopback are measured through a relay between network namespaces (Linux, as root). Elsewhere
+    preset imitates them itself, and of the other backends a model is made from loopback and labelled so.
     """
     measured = take_bench_options(options)
     if not models and run_dir is None:
@@ -91,7 +101,9 @@ def bench(
     if models and run_dir is not None:
         raise click.UsageError("give either a MODEL or --run-dir; the directory of a run is a MODEL as well")
     from pi_runtime import pipeline
+    from pi_runtime.net.shaping import parse_profiles
 
+    measured["networks"] = [profile.name for profile in parse_profiles(networks)]
     if run_dir is not None and budgets is None:
         if output is not None:
             raise click.UsageError("--output goes with a MODEL or --budgets; a run keeps its results beside its models")

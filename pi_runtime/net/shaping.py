@@ -90,6 +90,29 @@ def parse_profile(text: str) -> NetworkProfile:
     return NetworkProfile(text, numbers["bandwidth_mbps"], numbers["rtt_ms"])
 
 
+def parse_profiles(text: str) -> tuple[NetworkProfile, ...]:
+    """Profiles separated by commas, each as in :func:`parse_profile`: ``lan,bandwidth_mbps=50,rtt_ms=20,wan``.
+
+    Two that mean the same are one; a profile of numbers is called by them in one form.
+
+    Raises:
+        ConfigError: one is malformed, or there is none.
+    """
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    found: dict[str, NetworkProfile] = {}
+    while parts:
+        part = parts.pop(0)
+        custom = "=" in part
+        profile = parse_profile(f"{part},{parts.pop(0)}" if custom and parts else part)
+        if custom:
+            name = f"bandwidth_mbps={profile.bandwidth_mbps:.12g},rtt_ms={profile.rtt_ms:.12g}"
+            profile = NetworkProfile(name, profile.bandwidth_mbps, profile.rtt_ms)
+        found[profile.name] = profile
+    if not found:
+        raise ConfigError(f"networks must name at least one of {', '.join(PROFILES)}, got {text!r}")
+    return tuple(found.values())
+
+
 class ShapedTransport(Transport):
     """``inner`` with the delay and the bandwidth of ``profile`` on what this side sends; it owns ``inner``."""
 

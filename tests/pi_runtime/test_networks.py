@@ -1,0 +1,79 @@
+"""What can be measured on which network here; real backends through the relay. Oracle: the profile's numbers."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnxruntime
+import pytest
+
+from pi_runtime.backends import open_backend
+from pi_runtime.errors import ConfigError
+from pi_runtime.export import export_onnx
+from pi_runtime.net.link import why_no_relay
+from pi_runtime.net.shaping import parse_profiles
+from pi_runtime.networks import Networks
+
+needs_namespaces = pytest.mark.skipif(why_no_relay() is not None, reason=str(why_no_relay()))
+LINK = "bandwidth_mbps=200,rtt_ms=30"
+
+
+@pytest.mark.parametrize(
+    ("relay", "reached"),
+    [
+        (True, {"preset": "measured", "crypten": "measured", "plaintext": "no network"}),
+        (False, {"preset": "measured", "crypten": "modelled", "plaintext": "no network"}),
+    ],
+)
+def test_without_namespaces_only_the_shaped_channel_is_measured(relay, reached):
+    networks = Networks(relay=relay)
+    assert {backend: networks.reach(backend, "wan") for backend in reached} == reached
+    assert networks.reach("crypten", "loopback") == "measured"
+
+
+def test_without_namespaces_preset_is_told_the_profile_and_the_channel_is_checked():
+    with Networks(relay=False).open(LINK) as network:
+        assert network.shaping == "channel"
+        assert network.options("preset") == {"profile": LINK}
+        check = network.check()
+        assert network.dropped_packets() == 0
+    assert check.rtt_ms >= 30
+    assert max(check.bandwidth_mbps) < 220
+
+
+@needs_namespaces
+@pytest.mark.parametrize("name", ["preset", "crypten"])
+def test_a_backend_through_the_relay_gives_plaintext_logits_and_pays_for_its_round_trips(make_net, tmp_path, name):
+    export_onnx(make_net(0.5), (1, 8, 8), tmp_path / "m.onnx", metadata={"name": "small"})
+    images = np.random.default_rng(0).normal(size=(1, 1, 8, 8)).astype(np.float32)
+    plain = onnxruntime.InferenceSession(str(tmp_path / "m.onnx")).run(None, {"input": images})[0]
+    with Networks().open(LINK) as network, open_backend(name, **network.options(name)) as backend:
+        assert network.shaping == "relay"
+        backend.prepare(tmp_path / "m.onnx")
+        logits, cost = backend.infer(images)
+        assert network.dropped_packets() == 0
+    # Tens of values are rounded at 12 fraction bits or more on the way to a logit.
+    np.testing.assert_allclose(logits, plain, atol=64 * 2.0**-12)
+    online = cost.phases["online"]
+    assert online.rounds >= 4
+    assert online.seconds > 0.9 * online.rounds * 0.030
+    assert cost.phases["offline"].seconds > 0.030
+    assert online.total_bytes > 0
+
+
+def test_profiles_are_separated_by_commas_also_those_of_numbers():
+    found = parse_profiles("loopback, rtt_ms=20,bandwidth_mbps=50,wan,bandwidth_mbps=50.0, rtt_ms=20 ,lan")
+    assert [profile.name for profile in found] == ["loopback", "bandwidth_mbps=50,rtt_ms=20", "wan", "lan"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "networks must name at least one of loopback"),
+        ("lan,dialup", "got 'dialup'"),
+        ("bandwidth_mbps=50", "got 'bandwidth_mbps=50'"),
+        ("bandwidth_mbps=50,lan", "got 'bandwidth_mbps=50,lan'"),
+    ],
+)
+def test_bad_lists_of_profiles_are_refused(text, message):
+    with pytest.raises(ConfigError, match=message):
+        parse_profiles(text)
