@@ -88,9 +88,9 @@ def print_checks(checks: Sequence[Check]) -> None:
 
     shown = table(
         "predicted against measured",
-        "predicted: a rehearsal here and now, with the link's numbers; measured: medians of the results",
+        "predicted: a rehearsal here and now, and the link's numbers; measured: medians of the results",
         ("network", "link", "phase"),
-        ("predicted s", "measured s", "error", "predicted\nbytes", "measured\nbytes"),
+        ("predicted s", "measured s", "error", "bytes", "of them\nunforeseen"),
     )
     for check in checks:
         shown.add_row(
@@ -98,8 +98,8 @@ def print_checks(checks: Sequence[Check]) -> None:
             check.network,
             check.phase,
             *_seconds(check),
-            f"{check.predicted_bytes:,}",
             f"{check.measured_bytes:,}",
+            f"{check.measured_bytes - check.predicted_bytes:,}",
         )
     _print(shown)
 
