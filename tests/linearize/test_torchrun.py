@@ -115,6 +115,7 @@ def children_of(process: int) -> list[int]:
     return [int(number) for number in listed.stdout.split()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("victim", "ranks_after"), [("first rank", 2), ("torchrun", 1)])
 def test_a_killed_job_goes_on_and_ends_like_an_undisturbed_one(
     victim: str, ranks_after: int, alone: Path, tmp_path: Path
@@ -139,6 +140,7 @@ def test_a_killed_job_goes_on_and_ends_like_an_undisturbed_one(
     assert_same_run(root, alone)
 
 
+@pytest.mark.slow
 def test_what_the_first_rank_cannot_do_ends_all_with_a_line(tmp_path: Path) -> None:
     with open_run(tmp_path, load_config(None, {"relu_budget": 7})):
         _, err = start(tmp_path, ranks=2).communicate(timeout=100)
