@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from benchmarks.bars import Segment, segments
+from benchmarks.floor import layer_floors
 from benchmarks.labels import place, subject_label
 from benchmarks.layer_views import KIND_NAMES, kind_of
 from benchmarks.plots import key_of, text_of
@@ -89,6 +90,8 @@ class LayerFigure:
         kinds = sorted({line.kind for line in self.lines if line.seconds})
         found = [(f"kind{kind}", KIND_NAMES[kind]) for kind in kinds]
         found += [(role, f"sent by {role}") for role in ROLES if any(getattr(r.sent_bytes, role) for r in self.raw)]
+        if self.floors:
+            found.append(("ink", "upright: the floor, what the link takes for the layer's rounds and bytes"))
         return tuple(found)
 
     @property
@@ -114,20 +117,15 @@ class LayerFigure:
         )
 
 
-def layer_figures(
-    results: Results, backend: str, floors: Mapping[tuple[str, str, Phase], Mapping[str, float]] | None = None
-) -> tuple[LayerFigure, ...]:
-    """A figure a link, subject and phase of one backend, the fewest ReLUs first.
-
-    floors: by link, subject and phase, the least seconds that a layer could take, for the layers of which it is known.
-    """
+def layer_figures(results: Results, backend: str) -> tuple[LayerFigure, ...]:
+    """A figure a link, subject and phase of one backend, the fewest ReLUs first."""
     found = []
     for network in results.networks:
         subjects = measured_subjects(results, backend, network=network)
         for subject in sorted(subjects, key=lambda subject: subject.relu_count):
             for phase in PHASES:
                 raw = layer_costs(results, backend, subject.name, phase, network=network)
-                known = (floors or {}).get((network, subject.name, phase), {})
+                known = _floors(results, backend, subject, network) if phase == "online" else {}
                 lines = _lines(raw, known)
                 if any(line.seconds or line.sent_bytes.total for line in lines):
                     found.append(
@@ -143,6 +141,12 @@ def layer_figures(
                         )
                     )
     return tuple(found)
+
+
+def _floors(results: Results, backend: str, subject: Subject, network: str) -> dict[str, float]:
+    """Seconds below which no layer with these rounds and bytes can be, for the layers where that is anything."""
+    entries = layer_floors(results, backend, subject.name, network=network)
+    return {entry.layer: entry.floor_s for entry in entries if entry.floor_s > 0}
 
 
 def _lines(raw: tuple[LayerPhaseCost, ...], floors: Mapping[str, float]) -> tuple[LayerLine, ...]:

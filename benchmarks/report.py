@@ -17,6 +17,7 @@ from benchmarks.headline import AGREEMENT_FLOOR, problems
 from benchmarks.kept_maps import map_figures
 from benchmarks.law_view import law_view
 from benchmarks.layer_views import mask_tables
+from benchmarks.link_facts import link_facts
 from benchmarks.page import render
 from benchmarks.pareto import pareto_plots
 from benchmarks.ratios import ratios
@@ -104,6 +105,7 @@ def _content(report: _Report) -> dict[str, Any]:
     return {
         "results": results,
         "networks": results.networks,
+        "links": link_facts(results),
         "source": report.source.name,
         "directory": report.directory,
         "shown": shown,
