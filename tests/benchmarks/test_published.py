@@ -50,6 +50,7 @@ def test_the_report_shows_law_predictions_floor_and_published_costs(sweep_result
     assert f"{view.within} of {len(view.predictions)} are within" in page
     assert "Modelled, not measured here" in page
     assert re.search(r"cryptonite.*machine and link are not stated", page)
+    assert "÷ link + loopback" not in page, "there is no link but loopback"
     assert page.count("+0.0") + page.count("-0.0") >= len(of_preset)
 
 
@@ -61,3 +62,17 @@ def test_the_summary_has_laws_predictions_and_floors(sweep_results: Results) -> 
     entry = next(f for f in document["floors"] if (f["backend"], f["subject"]) == ("preset", "200"))
     assert entry["measured_over_floor"] == pytest.approx(0.0404 / 0.004)
     assert len(document["predictions"]) == 20
+
+
+def test_links_bring_the_layers_floors_and_the_ratio_to_loopback(results: Results, tmp_path: Path) -> None:
+    """The rows once more on the WAN, 17 rounds each: 0.68 s of round trips that a floor has and loopback has not."""
+    wan = [row.model_copy(update={"network": "wan"}) for row in (*results.rows, *results.layers)]
+    rows = (*results.rows, *wan[: len(results.rows)])
+    both = results.model_copy(update={"rows": rows, "layers": (*results.layers, *wan[len(results.rows) :])})
+    both.save(tmp_path / "results.json")
+    view = law_view(both)
+    assert {entry.network for entry in view.layers} == {"wan"}
+    assert all(entry.link_s > 0 for layers in view.layers for entry in layers.rows)
+    page = write_report(tmp_path, gallery=False).read_text(encoding="utf-8")
+    assert "÷ link + loopback" in page
+    assert page.count("<summary>Layers: ") == len(view.layers) > 0
