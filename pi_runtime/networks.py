@@ -47,7 +47,7 @@ class Network(Closing):
             BackendError: nothing comes through.
         """
         if self._relay is not None:
-            return check_link(self._relay.hosts, self.profile)
+            return self._relay.check()
         return check_link(LOOPBACK_HOSTS, self.profile, shape=self.shaping == "channel")
 
     def dropped_packets(self) -> int:

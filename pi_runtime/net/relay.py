@@ -12,7 +12,6 @@ wait for a processor, and goes without where it does not get it.
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import os
 import select
@@ -20,11 +19,11 @@ import socket
 import sys
 import time
 from collections import deque
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 from pi_runtime.child.control import Control
+from pi_runtime.net.punctual import punctual
 
 MAX_PACKET_BYTES = 65_535
 _BACKLOG_BYTES = 64 << 20
@@ -32,7 +31,6 @@ _BACKLOG_BYTES = 64 << 20
 
 _READS_AT_ONCE = 32
 _SPIN_S = 60e-6
-_PR_SET_TIMERSLACK = 29
 
 
 @dataclass(eq=False)
@@ -123,14 +121,6 @@ def _answer(relay: Relay, header: dict[str, Any]) -> dict[str, Any]:
     return {"packets": relay.packets, "most_waiting_bytes": relay.most_waiting}
 
 
-def _be_punctual() -> None:
-    with suppress(OSError):
-        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(_PR_SET_TIMERSLACK, 1, 0, 0, 0)
-    gc.disable()
-
-
 def main() -> None:
     """Runs over the control descriptor in the first argument; the first command names the devices."""
     control = Control(socket.socket(fileno=int(sys.argv[1])))
@@ -142,9 +132,10 @@ def main() -> None:
             bytes_per_s=float("inf") if rate is None else float(rate),
             delay_s=float(header["delay_s"]),
         )
-        _be_punctual()
+        gc.disable()
         control.send({})
-        run(relay, control)
+        with punctual():
+            run(relay, control)
     except EOFError:
         os._exit(0)
 

@@ -110,6 +110,16 @@ def test_several_models_have_names_of_their_own(call, model, make_net, tmp_path)
     assert call("report", tmp_path / "out")[1] == {"report": str(tmp_path / "out" / "report.html")}
 
 
+def test_plaintext_has_no_network_and_is_measured_on_loopback(call, model, tmp_path):
+    arguments = ["bench", model, "--networks=wan,bandwidth_mbps=50,rtt_ms=20", *QUICK, "--output", tmp_path / "out"]
+    code, answer, err = call(*arguments)
+    assert code == 0, err
+    document = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert {(row["network"], row["kind"]) for row in document["rows"]} == {("loopback", "measured")}
+    assert (answer["links"], document["links"]) == ([], [])
+    assert "--networks=wan,bandwidth_mbps=50,rtt_ms=20" in document["command"]
+
+
 def test_threads_of_a_party_reach_onnxruntime(call, model, tmp_path, monkeypatch):
     seen = []
     session = onnxruntime.InferenceSession
@@ -139,6 +149,7 @@ def test_threads_of_a_party_reach_onnxruntime(call, model, tmp_path, monkeypatch
         (["resnet18", "--width", "0"], "--width must be at least 1, got 0"),
         (["."], "full.onnx; make it with `pi-pipeline export"),
         (["{model}", "--backends", "abacus"], "abacus"),
+        (["{model}", "--networks", "lan,dialup"], "a network profile is one of loopback, lan, wan, mobile or"),
     ],
 )
 def test_bad_calls_are_one_line(call, model, arguments, message):
