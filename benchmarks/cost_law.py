@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from benchmarks.errors import MeasureError
 from benchmarks.fit import MIN_POINTS, fit_line
-from benchmarks.links import Link, link_of, link_seconds, serial_bytes
+from benchmarks.links import Link, link_in, link_seconds, serial_bytes
 from benchmarks.schema import LOOPBACK, Phase, Results
 from benchmarks.summary import measured_subjects, phase_cost
 
@@ -223,7 +223,7 @@ def _series(results: Results) -> list[tuple[str, str, Phase, list[Point]]]:
 def _points(results: Results, backend: str, model: str, phase: Phase) -> list[Point]:
     points = []
     for network in results.networks:
-        link = link_of(network)
+        link = link_in(results, network)
         if link is None:
             continue
         for subject in measured_subjects(results, backend, network=network):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from benchmarks.links import link_of, link_seconds, serial_bytes
+from benchmarks.links import link_in, link_seconds, serial_bytes
 from benchmarks.schema import LOOPBACK, Phase, Results, Subject
 from benchmarks.summary import layer_costs, measured_subjects, phase_cost
 
@@ -74,7 +74,7 @@ def floors(results: Results) -> tuple[Floor, ...]:
     found = []
     for backend in results.backends:
         for network in results.networks:
-            link = link_of(network)
+            link = link_in(results, network)
             if backend == PLAINTEXT or link is None:
                 continue
             for subject in measured_subjects(results, backend, network=network):
@@ -100,7 +100,7 @@ def layer_floors(results: Results, backend: str, subject: str, *, network: str) 
 
     Plaintext seconds are those that `plaintext` reports of a layer of that name, where it reports any.
     """
-    link = link_of(network)
+    link = link_in(results, network)
     if link is None:
         return ()
     phase: Phase = "online"

@@ -9,8 +9,9 @@ never too long.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from statistics import median
 
-from benchmarks.schema import Phase, SentBytes
+from benchmarks.schema import Phase, Results, SentBytes
 from pi_runtime.errors import ConfigError
 from pi_runtime.net.shaping import parse_profile
 
@@ -35,6 +36,19 @@ def link_of(network: str) -> Link | None:
     except ConfigError:
         return None
     return Link(rtt_s=profile.rtt_ms / 1e3, bytes_per_s=profile.bytes_per_s)
+
+
+def link_in(results: Results, network: str) -> Link | None:
+    """The link of ``network`` as it was measured for the results, in medians; what was not is the profile's."""
+    profile = link_of(network)
+    record = next((record for record in results.links if record.network == network), None)
+    if profile is None or record is None:
+        return profile
+    rtt_ms, bandwidth_mbps = record.measured_rtt_ms, record.measured_bandwidth_mbps
+    return Link(
+        rtt_s=median(rtt_ms) / 1e3 if rtt_ms else profile.rtt_s,
+        bytes_per_s=median(bandwidth_mbps) * 1e6 / 8 if any(bandwidth_mbps) else profile.bytes_per_s,
+    )
 
 
 def serial_bytes(backend: str, phase: Phase, sent: SentBytes) -> int:

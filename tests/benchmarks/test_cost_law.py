@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
 from benchmarks.cost_law import cost_laws, predictions
 from benchmarks.errors import MeasureError
-from benchmarks.links import Link, link_of, link_seconds, serial_bytes
-from benchmarks.schema import Results, SentBytes
+from benchmarks.links import Link, link_in, link_of, link_seconds, serial_bytes
+from benchmarks.schema import LinkRecord, Results, SentBytes
 from tests.benchmarks.conftest import make_row, make_subject
 
 COUNTS = (6000, 15000, 30000, 50000, 100000)
@@ -136,3 +137,11 @@ def test_links_by_hand() -> None:
     assert serial_bytes("preset", "online", both) == 50
     assert serial_bytes("crypten", "online", both) == 30
     assert serial_bytes("preset", "offline", SentBytes(client=30, server=1, dealer=90)) == 90
+
+
+def test_a_link_that_was_measured_is_taken_as_measured(results: Results) -> None:
+    facts: dict[str, Any] = {"network": "wan", "shaping": "relay", "rtt_ms": 40.0, "bandwidth_mbps": 100.0}
+    whole = LinkRecord(**facts, measured_rtt_ms=(41.0, 43.0, 42.0), measured_bandwidth_mbps=(96.0, 95.0, 99.0))
+    assert link_in(results.model_copy(update={"links": (whole,)}), "wan") == Link(rtt_s=0.042, bytes_per_s=12e6)
+    for document in (results, results.model_copy(update={"links": (LinkRecord(**facts),)})):
+        assert link_in(document, "wan") == link_of("wan")
