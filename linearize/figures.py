@@ -1,5 +1,6 @@
 """Figures of a run's steps, drawn from bcd.jsonl."""
 
+import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from linearize.errors import DataError
+from linearize.files import write_atomic
 
 _WINDOW = 10
 
@@ -55,4 +57,6 @@ def draw_acceptance(log_path: Path, figure_path: Path) -> None:
     for axes in (above, below):
         axes.set_ylim(-0.03, 1.03)
         axes.legend()
-    figure.savefig(figure_path)
+    content = io.BytesIO()
+    figure.savefig(content, format=figure_path.suffix.removeprefix("."))
+    write_atomic(figure_path, content.getvalue())

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from linearize.bcd_summary import summarise
 from linearize.checkpoint import read_metadata, save_checkpoint
 from linearize.config import RunConfig
 from linearize.data import Dataset, load_dataset
@@ -168,6 +169,21 @@ class Session:
             ranks.first_alone(self.reference)
             self.searched()
         ranks.first_alone(self.finetuned)
+        if ranks.first and self.config.method == "bcd":
+            self._tell_search()
+
+    def _tell_search(self) -> None:
+        """A line about the steps of the search, and their figure; a search may have had none."""
+        # Here, as only this needs matplotlib.
+        from linearize.figures import draw_acceptance, read_steps
+
+        log_path, figure_path = self.run.bcd_log, self.run.acceptance
+        if not log_path.exists() or not log_path.stat().st_size:
+            return
+        steps = read_steps(log_path)
+        self.context.reporter.log(summarise(steps, self.config.bcd.scoring, len(self.context.data.train)))
+        if not figure_path.exists():
+            draw_acceptance(log_path, figure_path)
 
     def check_budget(self) -> None:
         """Raise BudgetError if the network has fewer ReLUs than the budget."""

@@ -26,6 +26,7 @@ class RunDir:
         self.searched = root / f"{method}.safetensors"
         self.linearized = root / "linearized.safetensors"
         self.bcd_log = root / "bcd.jsonl"
+        self.acceptance = root / "acceptance.png"
         self.state = root / "state"
         self.lock = root / ".lock"
         self.written = (
@@ -35,6 +36,7 @@ class RunDir:
             self.searched,
             self.linearized,
             self.bcd_log,
+            self.acceptance,
             self.state / "*",
             self.state / "*" / "*",
         )

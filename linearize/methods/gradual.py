@@ -9,6 +9,7 @@ Related: gradual magnitude pruning (Zhu and Gupta, arXiv 1710.01878) has the sch
 1911.11134) gives connections back by gradient. Both are about weights.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -39,7 +40,8 @@ def gradual(task: Task) -> dict[str, Any]:
 
 def count_at(start: int, budget: int, progress: float, curve: float) -> int:
     """ReLUs to keep at a progress from 0 to 1: equal factors in equal times where curve is 1, else faster at first."""
-    return round(start * float(budget / start) ** float(1 - (1 - min(progress, 1.0)) ** curve))
+    elapsed = 1 - math.pow(1 - min(progress, 1.0), curve)
+    return round(start * math.pow(budget / start, elapsed))
 
 
 class MaskFollower:

@@ -72,6 +72,9 @@ def train(run_dir: Path | None, **options: Any) -> None:
 def linearize(run_dir: Path | None, **options: Any) -> None:
     """Remove ReLUs until the budget is met: baseline, SNL, block coordinate descent, finetuning.
 
+    The run directory then holds linearized.safetensors and, of --method bcd, a line for each step (bcd.jsonl) and how
+    often its blocks were accepted, as measured and as 1-(1-p)^RT predicts (acceptance.png).
+
     torchrun --nproc-per-node N -m pi_runtime linearize ... spreads the search of --method bcd over N processes.
     """
     from pi_runtime import pipeline

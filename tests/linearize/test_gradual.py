@@ -1,0 +1,124 @@
+"""The gradual descent: its schedule, its scores against `relu_scores`, and what comes back; SNL's shared mask phase."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from linearize.config import GradualConfig, load_config
+from linearize.data import Dataset, load_dataset
+from linearize.methods.base import Task
+from linearize.methods.gradual import MaskFollower, count_at
+from linearize.methods.registry import find_method
+from linearize.networks import build_network
+from linearize.progress import Reporter
+from linearize.relu_mask import get_relu_mask, keep_largest, relu_count, set_relu_mask
+from linearize.rng import generator
+from linearize.sensitivity import relu_scores
+from linearize.stage import StageContext
+from linearize.train import Teacher
+
+SETTINGS = {"network.width": 4, "data.limit": 100, "data.augment": False, "snl.batch_size": 50, "snl.mask_lr": 0.1}
+
+
+@pytest.fixture(scope="module")
+def data() -> Dataset:
+    return load_dataset(load_config(None, SETTINGS).data, Reporter(quiet=True))
+
+
+def network() -> nn.Module:
+    return build_network("resnet18", 4, 10, (1, 8, 8), seed=0)
+
+
+@pytest.mark.parametrize("curve", [0.5, 1.0, 3.0])
+def test_the_count_falls_from_all_to_the_budget(curve: float) -> None:
+    counts = [count_at(1920, 60, step / 50, curve) for step in range(60)]
+    assert counts[0] == 1920
+    assert counts == sorted(counts, reverse=True)
+    assert set(counts[50:]) == {60}
+
+
+def test_the_curve_1_divides_by_equal_factors() -> None:
+    assert [count_at(1600, 100, step / 4, 1.0) for step in range(5)] == [1600, 800, 400, 200, 100]
+
+
+def test_the_first_scores_rank_as_those_of_a_separate_backward_pass(data: Dataset) -> None:
+    """One batch of all images; statistics of BatchNorm frozen, so that training and evaluation see the same network."""
+    model = network()
+    set_relu_mask(model, torch.rand(1920, generator=torch.Generator().manual_seed(1)) < 0.5)
+    expected = relu_scores(
+        model, data, len(data.train), statistic="rms", loss="cross_entropy", rng=generator(0, "test")
+    )
+    model.train()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval()
+    settings = GradualConfig(memory=0.5, score_every=1)
+    with MaskFollower(model, 100, settings, steps=10) as follower:
+        inputs = data.normalise(data.train.images)
+        torch.autograd.backward(F.cross_entropy(model(inputs), data.train.labels))
+        worth = torch.cat([follower.tensors()[str(number)].flatten() for number in range(len(follower.tensors()) - 1)])
+    torch.testing.assert_close((worth / 0.5).sqrt().double(), expected, rtol=1e-3, atol=1e-6)
+
+
+def follower_at(model: nn.Module, return_factor: float) -> MaskFollower:
+    """At a step whose update keeps half of the network, with scores by position: the last locations are worth most."""
+    settings = GradualConfig(return_factor=return_factor, share=1.0, update_every=1)
+    follower = MaskFollower(model, relu_count(model), settings, steps=2)
+    worth, start = {}, 1
+    for name, tensor in follower.tensors().items():
+        if name != "step":
+            worth[name] = torch.arange(start, start + tensor.numel()).view(tensor.shape).float()
+            start += tensor.numel()
+    follower.restore(worth | {"step": torch.tensor(0)}, [{}])
+    return follower
+
+
+def test_removed_relus_of_higher_worth_come_back() -> None:
+    model = network()
+    first_half = keep_largest(-torch.arange(1920.0), 960)
+    set_relu_mask(model, first_half)
+    follower = follower_at(model, 1.0)
+    follower.after_step(model)
+    assert torch.equal(get_relu_mask(model), ~first_half)
+    record: dict[str, int] = {}
+    follower.after_epoch(model, record)
+    assert record == {"relu_count": 960, "given_back": 960}
+
+
+def test_without_return_none_comes_back() -> None:
+    model = network()
+    first_half = keep_largest(-torch.arange(1920.0), 960)
+    set_relu_mask(model, first_half)
+    follower_at(model, 0.0).after_step(model)
+    assert torch.equal(get_relu_mask(model), first_half)
+
+
+def snl_task(data: Dataset, root: Path, budget: int, shared_dir: Path | None) -> Task:
+    config = load_config(None, SETTINGS | {"relu_budget": budget, "snl.max_epochs": 12, "snl.l1_weight": 0.01})
+    context = StageContext(data, torch.device("cpu"), 0, root, Reporter(quiet=True), shared_dir=shared_dir)
+    return Task(network(), Teacher(network(), data), budget, config, context, root / "log.jsonl")
+
+
+@pytest.mark.parametrize("budgets", [(1500, 900, 300), (300, 1500, 900)])
+def test_a_shared_mask_phase_ends_as_one_alone_and_is_charged_in_full(
+    budgets: tuple[int, ...], data: Dataset, tmp_path: Path
+) -> None:
+    epochs = []
+    for budget in budgets:
+        ends = []
+        for shared_dir in (None, tmp_path / "shared"):
+            task = snl_task(data, tmp_path / f"{budget}-{shared_dir is None}", budget, shared_dir)
+            with task.context.meter.watching(task.model):
+                report = find_method("snl")(task)
+            cost = {name: part["forward_images"] for name, part in task.context.meter.counts().items()}
+            ends.append((task.model.state_dict(), report, cost))
+        (alone, report, cost), (shared, shared_report, shared_cost) = ends
+        assert all(torch.equal(alone[name], shared[name]) for name in alone)
+        assert report == shared_report
+        assert cost == shared_cost
+        epochs.append(len(report["mask_epochs"]))
+    # Otherwise nothing was shared.
+    assert max(epochs) > min(epochs) > 1
