@@ -19,6 +19,7 @@ from torch.utils.hooks import RemovableHandle
 
 from linearize.config import GradualConfig
 from linearize.data import batches_per_epoch
+from linearize.errors import ConfigError
 from linearize.finetune import finetune
 from linearize.methods.base import Task
 from linearize.relu_mask import MaskedReLU, get_relu_mask, keep_largest, masked_layers, relu_count, set_relu_mask
@@ -29,9 +30,13 @@ def gradual(task: Task) -> dict[str, Any]:
     """Train for `gradual.finetune.epochs` while the mask shrinks to the budget.
 
     Returns {"epochs"}: a record each, with loss, train_accuracy in percent, relu_count, and given_back: ReLUs that the
-    epoch's updates brought back.
+    epoch's updates brought back. Raises ConfigError for a training of no epochs.
     """
     settings, context = task.config.gradual, task.context
+    if settings.finetune.epochs < 1:
+        raise ConfigError(
+            "gradual.finetune.epochs must be at least 1, as the mask follows that training, got 0; raise it"
+        )
     steps = settings.finetune.epochs * batches_per_epoch(len(context.data.train), settings.finetune.batch_size)
     with MaskFollower(task.model, task.relu_budget, settings, steps) as follower:
         records = finetune(task.model, task.teacher, settings.finetune, context, stage="gradual", followers=[follower])
@@ -51,7 +56,7 @@ class MaskFollower:
     """
 
     def __init__(self, model: nn.Module, budget: int, settings: GradualConfig, steps: int) -> None:
-        self._model, self._budget, self._settings, self._steps = model, budget, settings, steps
+        self._model, self._budget, self._settings = model, budget, settings
         self._layers = list(masked_layers(model).values())
         self._start = relu_count(model)
         self._last_update = max(1, round(settings.share * steps))
@@ -107,7 +112,10 @@ class MaskFollower:
         count = count_at(self._start, self._budget, self._step / self._last_update, self._settings.curve)
         kept = get_relu_mask(self._model)
         worth = torch.cat([worth.flatten() for worth in self._worth]).cpu()
-        changed = keep_largest(torch.where(kept, worth, worth * self._settings.return_factor), count)
+        # Below every kept ReLU, also those that are worth nothing, where none may come back.
+        factor = self._settings.return_factor
+        removed = worth * factor if factor > 0 else torch.full_like(worth, -1.0)
+        changed = keep_largest(torch.where(kept, worth, removed), count)
         self._given_back += int((changed & ~kept).sum())
         set_relu_mask(self._model, changed)
 

@@ -1,5 +1,6 @@
 """The gradual descent: its schedule, its scores against `relu_scores`, and what comes back; SNL's shared mask phase."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from torch.nn import functional as F
 
 from linearize.config import GradualConfig, load_config
 from linearize.data import Dataset, load_dataset
+from linearize.errors import ConfigError
 from linearize.methods.base import Task
 from linearize.methods.gradual import MaskFollower, count_at
 from linearize.methods.registry import find_method
@@ -88,12 +90,24 @@ def test_removed_relus_of_higher_worth_come_back() -> None:
     assert record == {"relu_count": 960, "given_back": 960}
 
 
-def test_without_return_none_comes_back() -> None:
+@pytest.mark.parametrize("dead", [False, True])
+def test_without_return_none_comes_back(dead: bool) -> None:
+    """Also where all kept ReLUs are worth nothing, and removed ones come first among equals."""
     model = network()
-    first_half = keep_largest(-torch.arange(1920.0), 960)
-    set_relu_mask(model, first_half)
-    follower_at(model, 0.0).after_step(model)
-    assert torch.equal(get_relu_mask(model), first_half)
+    kept = keep_largest(torch.arange(1920.0) if dead else -torch.arange(1920.0), 960)
+    set_relu_mask(model, kept)
+    follower = follower_at(model, 0.0)
+    if dead:
+        follower.restore({name: tensor * 0 for name, tensor in follower.tensors().items()}, [{}])
+    follower.after_step(model)
+    assert torch.equal(get_relu_mask(model), kept)
+
+
+def test_a_training_of_no_epochs_is_refused(data: Dataset, tmp_path: Path) -> None:
+    task = snl_task(data, tmp_path, 300, None)
+    config = load_config(None, SETTINGS | {"relu_budget": 300, "gradual.finetune.epochs": 0})
+    with pytest.raises(ConfigError, match=r"gradual\.finetune\.epochs must be at least 1"):
+        find_method("gradual")(replace(task, config=config))
 
 
 def snl_task(data: Dataset, root: Path, budget: int, shared_dir: Path | None) -> Task:
