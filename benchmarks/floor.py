@@ -17,20 +17,15 @@ PLAINTEXT = "plaintext"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Floor:
-    """One online measurement beside its floor.
+class _Floored:
+    """Measured seconds beside a floor.
 
-    link_s: of rounds and bytes. plaintext_s: of the same network in the clear; None where it was not measured.
-    loopback_s: the backend's own on loopback; None there, and where it was not measured.
+    link_s: of rounds and bytes. plaintext_s: of the same work in the clear; None where it was not measured.
     """
 
-    backend: str
-    subject: Subject
-    network: str
     measured_s: float
     link_s: float
     plaintext_s: float | None
-    loopback_s: float | None
 
     @property
     def floor_s(self) -> float:
@@ -42,6 +37,16 @@ class Floor:
         """Measured over floor; None where the floor is nothing."""
         return self.measured_s / self.floor_s if self.floor_s else None
 
+
+@dataclass(frozen=True, kw_only=True)
+class Floor(_Floored):
+    """One online measurement. loopback_s: the backend's own on loopback; None there, and where it was not measured."""
+
+    backend: str
+    subject: Subject
+    network: str
+    loopback_s: float | None
+
     @property
     def loopback_ratio(self) -> float | None:
         """Measured over the link's seconds and the backend's own loopback seconds."""
@@ -49,24 +54,12 @@ class Floor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LayerFloor:
-    """One layer online: measured seconds, and those of its rounds and bytes; plaintext as in :class:`Floor`."""
+class LayerFloor(_Floored):
+    """One layer online."""
 
     layer: str
     op: str
     relu_count: int
-    measured_s: float
-    link_s: float
-    plaintext_s: float | None
-
-    @property
-    def floor_s(self) -> float:
-        return self.link_s + (self.plaintext_s or 0.0)
-
-    @property
-    def ratio(self) -> float | None:
-        """Measured over floor; None where the floor is nothing."""
-        return self.measured_s / self.floor_s if self.floor_s else None
 
 
 def floors(results: Results) -> tuple[Floor, ...]:
