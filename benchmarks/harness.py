@@ -169,7 +169,7 @@ class _Bench(Closing):
         self._keep(self.links.ready(network, self.results))
         with self.links.blaming(network):
             bay = Bay(
-                lambda name: self.opener(name, **self.links.options(network, name)),
+                lambda name: self.opener(name, **self.links.options(network)),
                 self.links.progress,
                 self.subjects,
                 network=network,

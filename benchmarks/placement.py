@@ -30,7 +30,7 @@ class Link(Protocol):
     @property
     def shaping(self) -> Shaping: ...
 
-    def options(self, backend: str) -> dict[str, Any]: ...
+    def options(self) -> dict[str, Any]: ...
 
     def check(self) -> LinkCheck: ...
 
@@ -121,9 +121,9 @@ class OpenLinks:
             log.warning("%s", link_problem(record))
         return _with(results, record)
 
-    def options(self, network: str, backend: str) -> dict[str, Any]:
-        """What the opener must be told to open ``backend`` on ``network``."""
-        return {} if network == LOOPBACK else self._open[network].options(backend)
+    def options(self, network: str) -> dict[str, Any]:
+        """What the opener must be told to open a backend on ``network``."""
+        return {} if network == LOOPBACK else self._open[network].options()
 
     def after(self, network: str, results: Results) -> Results:
         """``results`` with the packets that the link has lost by now."""

@@ -33,9 +33,8 @@ class Network(Closing):
         self.shaping = shaping
         self._relay = RelayedLink(profile) if shaping == "relay" else None
 
-    def options(self, backend: str) -> dict[str, Any]:
-        """What :func:`pi_runtime.backends.open_backend` must be told to open ``backend`` on this link."""
-        del backend
+    def options(self) -> dict[str, Any]:
+        """What :func:`pi_runtime.backends.open_backend` must be told to open a backend on this link."""
         if self._relay is not None:
             return {"hosts": self._relay.hosts}
         return {"profile": self.profile.name} if self.shaping == "channel" else {}

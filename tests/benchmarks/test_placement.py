@@ -29,7 +29,7 @@ class FakeLink:
     def __init__(self, network: str, links: FakeLinks) -> None:
         self.network, self.links, self.shaping = network, links, links.shaping
 
-    def options(self, backend: str) -> dict[str, Any]:
+    def options(self) -> dict[str, Any]:
         return {"link": self.network}
 
     def check(self) -> LinkCheck:

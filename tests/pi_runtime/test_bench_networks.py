@@ -33,7 +33,7 @@ def test_without_namespaces_only_the_shaped_channel_is_measured(relay, reached):
 def test_without_namespaces_preset_is_told_the_profile_and_the_channel_is_checked():
     with Networks(relay=False).open(LINK) as network:
         assert network.shaping == "channel"
-        assert network.options("preset") == {"profile": LINK}
+        assert network.options() == {"profile": LINK}
         check = network.check()
         assert network.dropped_packets() == 0
     assert check.rtt_ms >= 30
@@ -46,7 +46,7 @@ def test_a_backend_through_the_relay_gives_plaintext_logits_and_pays_for_its_rou
     export_onnx(make_net(0.5), (1, 8, 8), tmp_path / "m.onnx", metadata={"name": "small"})
     images = np.random.default_rng(0).normal(size=(1, 1, 8, 8)).astype(np.float32)
     plain = onnxruntime.InferenceSession(str(tmp_path / "m.onnx")).run(None, {"input": images})[0]
-    with Networks().open(LINK) as network, open_backend(name, **network.options(name)) as backend:
+    with Networks().open(LINK) as network, open_backend(name, **network.options()) as backend:
         assert network.shaping == "relay"
         backend.prepare(tmp_path / "m.onnx")
         logits, cost = backend.infer(images)
