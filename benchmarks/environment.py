@@ -13,7 +13,7 @@ from benchmarks.schema import Environment
 PACKAGES = ("pi-pipeline", "torch", "onnx", "onnxruntime", "numpy", "crypten")
 
 
-def describe_environment(threads: int) -> Environment:
+def describe_environment(threads: int, *, kept_awake: bool = False) -> Environment:
     """Describes this machine; ``threads`` is how many threads each party was allowed."""
     return Environment(
         cpu=_cpu_model(),
@@ -24,6 +24,7 @@ def describe_environment(threads: int) -> Environment:
         packages=_package_versions(),
         threads=threads,
         commit=_commit(),
+        kept_awake=kept_awake,
     )
 
 

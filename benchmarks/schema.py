@@ -198,7 +198,10 @@ class Schedule(_Part):
 
 
 class Environment(_Part):
-    """Where the figures come from; says nothing of whose machine it is."""
+    """Where the figures come from; says nothing of whose machine it is.
+
+    kept_awake: loops of the idle scheduling class ran on each core meanwhile (:mod:`benchmarks.awake`).
+    """
 
     cpu: str
     cores: Positive
@@ -208,6 +211,7 @@ class Environment(_Part):
     packages: dict[str, str]
     threads: Positive
     commit: str | None
+    kept_awake: bool = False
 
 
 class Results(_Part):

@@ -160,6 +160,7 @@ def bench_run(
     runs: int,
     threads: int,
     networks: Sequence[str] = ("loopback",),
+    keep_awake: bool = False,
 ) -> dict[str, Any]:
     """Measures the full and the linearized network of a run, taking turns run by run: ``results.json``.
 
@@ -183,6 +184,7 @@ def bench_run(
         networks=networks,
         sweeps=1,
         subjects_at_once=len(subjects),
+        keep_awake=keep_awake,
     )
     full, linearized = measured["subjects"]
     return {
@@ -207,6 +209,7 @@ def measure(
     sweeps: int,
     subjects_at_once: int,
     networks: Sequence[str] = ("loopback",),
+    keep_awake: bool = False,
 ) -> dict[str, Any]:
     """Measures ``subjects`` on each backend and network, prints the tables and returns the headline figures.
 
@@ -227,7 +230,9 @@ def measure(
             subjects=subjects,
             backends=backends,
             results_path=results_path,
-            settings=BenchSettings(runs=runs, threads=threads, sweeps=sweeps, subjects_at_once=subjects_at_once),
+            settings=BenchSettings(
+                runs=runs, threads=threads, sweeps=sweeps, subjects_at_once=subjects_at_once, keep_awake=keep_awake
+            ),
             networks=networks,
             opener=opener,
             progress=progress,

@@ -21,6 +21,9 @@ def bench_options(command: Any) -> Any:
         click.option("--images", default=50, show_default=True, help="test images for the secure accuracy"),
         click.option("--runs", default=3, show_default=True, help="timed inferences of one image, after a warm-up"),
         click.option("--party-threads", default=1, show_default=True, help="CPU threads of each party"),
+        click.option(
+            "--keep-awake", is_flag=True, help="idle-priority loops keep every core awake: steadier figures, more heat"
+        ),
     )
     for option in reversed(options):
         command = option(command)
@@ -49,6 +52,7 @@ def take_bench_options(options: dict[str, Any]) -> dict[str, Any]:
         "images": counts["images"],
         "runs": counts["runs"],
         "threads": counts["party_threads"],
+        "keep_awake": options.pop("keep_awake"),
     }
 
 
