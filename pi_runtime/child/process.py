@@ -36,10 +36,20 @@ class Answer(NamedTuple):
 class Process:
     """One role's process and the control socket to it.
 
-    It runs ``python -m <module> <descriptor of the control socket> <role> <threads>``.
+    It runs ``<interpreter> <module> <descriptor of the control socket> <role> <threads>``.
+
+    interpreter: what runs a module by its name, this Python unless told otherwise.
     """
 
-    def __init__(self, module: str, role: str, *, threads: int, inherit: Sequence[int] = ()) -> None:
+    def __init__(
+        self,
+        module: str,
+        role: str,
+        *,
+        threads: int,
+        inherit: Sequence[int] = (),
+        interpreter: Sequence[str] = (sys.executable, "-m"),
+    ) -> None:
         self.role = role
         ours, theirs = socket.socketpair()
         self.control = Control(ours)
@@ -47,7 +57,7 @@ class Process:
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 (closed by close)
         with theirs:
             self._popen = subprocess.Popen(
-                [sys.executable, "-m", module, str(theirs.fileno()), role, str(threads)],
+                [*interpreter, module, str(theirs.fileno()), role, str(threads)],
                 pass_fds=(theirs.fileno(), *inherit),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,

@@ -1,9 +1,7 @@
 """What one process of the `crypten` backend sent, read at its sockets.
 
-Linux keeps, for each TCP socket, the bytes sent, retransmitted and still queued (``tcp_info``). Their balance is what
-the process handed to the socket: exact, gloo's framing included, retransmissions not, and independent of how far the
-kernel got, so that consecutive readings never lose or double a byte. Where the kernel does not tell (macOS, Linux
-before 4.19) the figure is CrypTen's own estimate and says so (``byte_source``).
+Bytes are what the process handed to its sockets (:mod:`pi_runtime.net.tcp_info`), gloo's framing included. Where the
+kernel does not tell (macOS, Linux before 4.19) the figure is CrypTen's own estimate and says so (``byte_source``).
 
 Rounds are counted as CrypTen's communicator counts them: one for each of its collective calls. Messages are this
 process's sends at the same interface, one a tensor (gloo may cut one into several).
@@ -11,22 +9,14 @@ process's sends at the same interface, one a tensor (gloo may cut one into sever
 
 from __future__ import annotations
 
-import os
-import socket
-import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import wraps
 from typing import Any, Literal
 
-ByteSource = Literal["tcp_info", "communicator"]
+from pi_runtime.net.tcp_info import SocketMeter, tcp_info_works
 
-# Offsets in struct tcp_info of <linux/tcp.h>; the kernel only ever appends to it.
-_RECEIVED = (128, "<Q")
-_NOT_SENT = (144, "<I")
-_SENT = (200, "<Q")
-_RETRANSMITTED = (208, "<Q")
-_INFO_BYTES = 216
+ByteSource = Literal["tcp_info", "communicator"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,8 +40,8 @@ class Meter:
     """
 
     def __init__(self) -> None:
-        self.byte_source: ByteSource = "tcp_info" if _tcp_info_works() else "communicator"
-        self._sockets: dict[int, tuple[int, int]] = {}
+        self.byte_source: ByteSource = "tcp_info" if tcp_info_works() else "communicator"
+        self._sockets = SocketMeter()
         self._communicator: Any = None
         self._messages = 0
 
@@ -85,14 +75,8 @@ class Meter:
             estimate = int(self._communicator.comm_bytes) // 2
         if self.byte_source == "communicator":
             return Reading(sent_bytes=estimate, received_bytes=0, messages=self._messages, rounds=rounds)
-        # A socket that was closed keeps its last figures.
-        self._sockets.update(_read_sockets())
-        return Reading(
-            sent_bytes=sum(sent for sent, _ in self._sockets.values()),
-            received_bytes=sum(received for _, received in self._sockets.values()),
-            messages=self._messages,
-            rounds=rounds,
-        )
+        sent, received = self._sockets.read()
+        return Reading(sent_bytes=sent, received_bytes=received, messages=self._messages, rounds=rounds)
 
     def _counted(
         self, method: Callable[..., Any], name: str, sends: Callable[[str, tuple[Any, ...]], int]
@@ -103,37 +87,3 @@ class Meter:
             return method(*args, **kwargs)
 
         return counted
-
-
-def _read_sockets() -> dict[int, tuple[int, int]]:
-    """Bytes (sent, received) of each TCP connection that this process has open, by inode."""
-    found: dict[int, tuple[int, int]] = {}
-    for entry in os.listdir("/proc/self/fd"):
-        try:
-            if not os.readlink(f"/proc/self/fd/{entry}").startswith("socket:"):
-                continue
-            with socket.socket(fileno=os.dup(int(entry))) as connection:
-                if connection.family in (socket.AF_INET, socket.AF_INET6) and connection.type == socket.SOCK_STREAM:
-                    found[os.fstat(connection.fileno()).st_ino] = _traffic(connection)
-        except OSError:
-            continue  # closed by another thread while we looked
-    return found
-
-
-def _traffic(connection: socket.socket) -> tuple[int, int]:
-    info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _INFO_BYTES)
-    sent, again, queued, received = (
-        struct.unpack_from(code, info, offset)[0] for offset, code in (_SENT, _RETRANSMITTED, _NOT_SENT, _RECEIVED)
-    )
-    return sent - again + queued, received
-
-
-def _tcp_info_works() -> bool:
-    """Whether this kernel tells the bytes sent on a TCP socket."""
-    if not hasattr(socket, "TCP_INFO") or not os.path.isdir("/proc/self/fd"):
-        return False
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-        try:
-            return len(probe.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _INFO_BYTES)) == _INFO_BYTES
-        except OSError:
-            return False

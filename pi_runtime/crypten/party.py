@@ -26,6 +26,7 @@ import torch
 from torch.distributed.rendezvous import register_rendezvous_handler
 
 from pi_runtime.child.control import Array, Control
+from pi_runtime.child.leash import end_with_backend
 from pi_runtime.crypten.crypten_graph import build_crypten_graph, round_to_encoder, run_node
 from pi_runtime.crypten.library import import_crypten
 from pi_runtime.crypten.material import Request, StockedProvider, install_provider, planning
@@ -227,22 +228,11 @@ def _join(role: str, meeting: dict[str, Any]) -> None:
     )
 
 
-def _end_with_backend(control: Control) -> None:
-    """Ends this process when the control socket closes, also while CrypTen waits for a peer."""
-    import select
-
-    poller = select.poll()
-    # Only the hang-up: what can be read belongs to the main thread.
-    poller.register(control.fileno(), 0)
-    poller.poll()
-    os._exit(0)
-
-
 def main() -> None:
     """Runs the role named in the second argument over the control descriptor in the first."""
     descriptor, role, threads = int(sys.argv[1]), sys.argv[2], int(sys.argv[3])
     control = Control(socket.socket(fileno=descriptor))
-    threading.Thread(target=_end_with_backend, args=(control,), daemon=True).start()
+    end_with_backend(control)
     torch.set_num_threads(threads)
     crypten.cfg.mpc.provider = "TTP"
     crypten.cfg.communicator.verbose = True
