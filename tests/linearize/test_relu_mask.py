@@ -1,3 +1,5 @@
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import nn
@@ -78,6 +80,27 @@ def test_gradient_at_zero_is_that_of_relu_where_kept_and_one_elsewhere() -> None
     x = torch.zeros(1, 1, 1, 2, requires_grad=True)
     layer(x).sum().backward()
     assert x.grad.flatten().tolist() == [0.0, 1.0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_value_and_gradient_equal_those_of_a_selection_of_relu_or_identity(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(8, 3, 5, 5, generator=generator).to(dtype)
+    x[:, :, 0] = 0.0
+    x[0, 0, 1, :3] = torch.tensor([torch.inf, -torch.inf, torch.nan])
+    layer = MaskedReLU((3, 5, 5))
+    layer.relu_mask = torch.rand(3, 5, 5, generator=generator) < 0.5
+    upstream = torch.randn(x.shape, generator=generator).to(dtype)
+
+    def through(function: Callable[[torch.Tensor], torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        leaf = x.clone().requires_grad_()
+        output = function(leaf)
+        return output.detach(), torch.autograd.grad(output, leaf, upstream)[0]
+
+    expected = through(lambda leaf: torch.where(layer.relu_mask, torch.relu(leaf), leaf))
+    for ours, plain in zip(through(layer), expected, strict=True):
+        torch.testing.assert_close(ours, plain, rtol=0, atol=0, equal_nan=True)
+    torch.testing.assert_close(layer(x), expected[0], rtol=0, atol=0, equal_nan=True)
 
 
 @pytest.mark.parametrize(("name", "width"), NETWORKS)
