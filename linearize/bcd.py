@@ -114,7 +114,7 @@ class _Descent:
 
     def _step(self, progress: Progress, reference: Reference) -> tuple[Reference, dict[str, Any]]:
         """One step, or the rest of one that was interrupted in its finetune."""
-        settings, images = self._settings, self._scoring.images
+        settings = self._settings
         if progress.found is None:
             progress.found, reference = self._search(progress, reference)
             if progress.found["finetuned"]:
@@ -133,7 +133,7 @@ class _Descent:
             "train_accuracy": reference.accuracy,
             "val_accuracy": self._validation_accuracy(),
             "reference_images": record["reference_images"] + self._scoring.take_measured(),
-            "finetune_images": finetune_images(settings, images) if record["finetuned"] else 0,
+            "finetune_images": finetune_images(settings, self._context.data) if record["finetuned"] else 0,
             "finetune_s": round(finetuned_s, 3),
         }
         self._log.append(record)

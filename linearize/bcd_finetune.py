@@ -1,14 +1,12 @@
 """The finetune of a step on several ranks: on the first one alone, or by DistributedDataParallel on all."""
 
-from typing import Any
-
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from linearize.config import BcdConfig
-from linearize.data import batches_per_epoch
+from linearize.data import Dataset, batches_per_epoch
 from linearize.errors import ConfigError
 from linearize.finetune import finetune
 from linearize.ranks import Ranks, SharedContext
@@ -60,7 +58,7 @@ def finetune_step(
         if ranks.first:
             finetune(model, teacher, settings.finetune, context, stage=stage, name=name)
     else:
-        batch = min(settings.finetune.batch_size, len(context.data.train))
+        batch = min(settings.finetune.batch_size, context.data.images_per_epoch)
         if batch < 2 * ranks.world:
             raise ConfigError(
                 f"bcd.finetune.batch_size must be at least {2 * ranks.world}, two images for each of {ranks.world} "
@@ -71,7 +69,7 @@ def finetune_step(
     model.eval()
 
 
-def finetune_images(settings: BcdConfig, images: int) -> int:
-    """Images that a finetune sends forward and backward, of a training split of so many."""
-    sgd: Any = settings.finetune
-    return int(sgd.epochs * batches_per_epoch(images, sgd.batch_size) * min(sgd.batch_size, images))
+def finetune_images(settings: BcdConfig, data: Dataset) -> int:
+    """Images that a finetune sends forward and backward."""
+    sgd = settings.finetune
+    return sgd.epochs * batches_per_epoch(data, sgd.batch_size) * min(sgd.batch_size, data.images_per_epoch)

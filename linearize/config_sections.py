@@ -33,6 +33,9 @@ class DataConfig(Section):
         0.1, gt=0, lt=0.9, description="fraction of the training images held out for every choice"
     )
     limit: int | None = Field(None, ge=1, description="images kept of each split, evenly over classes; unset: all")
+    epoch_images: int | None = Field(
+        None, ge=1, description="training images of an epoch, drawn anew for each; unset: all"
+    )
     augment: bool = Field(True, description="augment training images (crop with padding, flip)")
     crop_padding: int | None = Field(
         None,
@@ -94,6 +97,9 @@ class DistillConfig(SgdConfig):
 class LastFinetuneConfig(DistillConfig):
     """Training after the search, the same for every method."""
 
+    validate_every: int = Field(
+        1, ge=1, description="epochs between two looks at the validation images for the best epoch; always the last"
+    )
     soup: int = Field(1, ge=1, le=64, description="finetunes from the same start whose weights are averaged")
     ema: float = Field(
         0.0, ge=0, lt=1, description="decay a step of an exponential moving average of the weights; 0: none"
@@ -148,6 +154,9 @@ class BcdConfig(Section):
     )
     scoring: Literal["full", "exact", "racing"] = Field(
         "exact", description="full: all images; exact: until decided, same masks; racing: a sequential test on a sample"
+    )
+    score_images: int | None = Field(
+        None, ge=1, description="training images that candidates are scored on, drawn once; unset: all"
     )
     racing_share: float = Field(0.1, gt=0, le=1, description="racing: most images scored, a fraction of all")
     racing_error: float = Field(

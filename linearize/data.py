@@ -29,6 +29,7 @@ class Dataset:
     """Three disjoint splits with what a network needs to read them.
 
     mean, std: of the training pixels / 255, one per channel. crop_padding in pixels; 0 and flip False: no augmentation.
+    epoch_images: training images of an epoch, drawn anew for each; None: all.
     """
 
     name: str
@@ -40,6 +41,12 @@ class Dataset:
     std: tuple[float, ...]
     crop_padding: int
     flip: bool
+    epoch_images: int | None = None
+
+    @property
+    def images_per_epoch(self) -> int:
+        """Training images of an epoch."""
+        return min(len(self.train), self.epoch_images or len(self.train))
 
     @property
     def num_classes(self) -> int:
@@ -79,14 +86,14 @@ class Batch:
 
 
 def training_batches(data: Dataset, batch_size: int, augmented: bool, rng: torch.Generator) -> Iterator[Batch]:
-    """One epoch of the training images in random order; what does not fill a last batch is left out.
+    """One epoch of training images in random order; what does not fill a last batch is left out.
 
     rng: CPU generator; it decides order and augmentation. A split smaller than a batch makes one batch.
     """
     split = data.train
     order = torch.randperm(len(split), generator=rng).to(split.labels.device)
     augmented = augmented and (data.crop_padding > 0 or data.flip)
-    for number in range(batches_per_epoch(len(split), batch_size)):
+    for number in range(batches_per_epoch(data, batch_size)):
         indices = order[number * batch_size : (number + 1) * batch_size]
         images = split.images[indices]
         if augmented:
@@ -94,9 +101,9 @@ def training_batches(data: Dataset, batch_size: int, augmented: bool, rng: torch
         yield Batch(data.normalise(images), split.labels[indices], indices, augmented)
 
 
-def batches_per_epoch(images: int, batch_size: int) -> int:
+def batches_per_epoch(data: Dataset, batch_size: int) -> int:
     """Gradient steps of one epoch."""
-    return max(1, images // batch_size)
+    return max(1, data.images_per_epoch // batch_size)
 
 
 def ordered_batches(data: Dataset, split: Split, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -160,6 +167,7 @@ def load_dataset(config: DataConfig, reporter: Reporter | None = None) -> Datase
         std=std,
         crop_padding=padding if config.augment else 0,
         flip=flip and config.augment,
+        epoch_images=config.epoch_images,
     )
 
 

@@ -66,7 +66,10 @@ def last_finetune(
     best: BestEpoch | None = None
     for member in range(settings.soup):
         model.load_state_dict(start)
-        tracked, average = BestEpoch(context.data), MovingAverage(settings.ema)
+        tracked, average = (
+            BestEpoch(context.data, settings.epochs, settings.validate_every),
+            MovingAverage(settings.ema),
+        )
         stage = "finetune" if member == 0 else f"finetune_{member}"
         followers: list[Follower] = [tracked, average] if settings.ema else [tracked]
         epochs = finetune(model, teacher, settings, context, stage=stage, followers=followers)

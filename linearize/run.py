@@ -181,7 +181,8 @@ class Session:
         if not log_path.exists() or not log_path.stat().st_size:
             return
         steps = read_steps(log_path)
-        self.context.reporter.log(summarise(steps, self.config.bcd.scoring, len(self.context.data.train)))
+        scored = self.config.bcd.score_images or len(self.context.data.train)
+        self.context.reporter.log(summarise(steps, self.config.bcd.scoring, min(scored, len(self.context.data.train))))
         if not figure_path.exists():
             draw_acceptance(log_path, figure_path)
 

@@ -1,8 +1,9 @@
 """How candidates are scored: on all training images, on as many as decide, or on a sample by a sequential test.
 
-Images are not augmented, the network is in eval mode, its weights are frozen. Where all images count they are looked at
-in the order of the reference's margins: those it gets wrong first, then the least certain ones, so that a candidate's
-errors show early. The order is the same whether scoring may end early or not, and so is the mask accepted.
+Where `bcd.score_images` says so, a fixed draw of the training images takes the place of all of them. Images are not
+augmented, the network is in eval mode, its weights are frozen. Where all images count they are looked at in the order
+of the reference's margins: those it gets wrong first, then the least certain ones, so that a candidate's errors show
+early. The order is the same whether scoring may end early or not, and so is the mask accepted.
 
 Margin of an image: the logit of its label minus the largest other one; positive where the answer is right.
 """
@@ -57,12 +58,19 @@ def margins(logits: Tensor, labels: Tensor) -> Tensor:
     return torch.where(right, difference.clamp(min=torch.finfo(torch.float32).tiny), difference.clamp(max=0))
 
 
+def scored_images(data: Dataset, settings: BcdConfig, seed: int) -> Tensor:
+    """The training images that stand for all of them in a search: int64 indices in rising order."""
+    order = torch.randperm(len(data.train), generator=generator(seed, "scored images"))
+    return order[: settings.score_images].sort().values
+
+
 class Scoring:
     """Scores masks of one network on one dataset; leaves the mask last scored in the network."""
 
     def __init__(self, model: nn.Module, data: Dataset, settings: BcdConfig, seed: int) -> None:
         self._model, self._data, self._settings, self._seed = model, data, settings, seed
-        self.images = len(data.train)
+        self._pool = scored_images(data, settings, seed)
+        self.images = len(self._pool)
         share = settings.racing_share if settings.scoring == "racing" else 1.0
         self._sample_images = math.ceil(share * self.images)
         self._measured = 0
@@ -71,9 +79,9 @@ class Scoring:
         """The network as it is, on the images of a step: all of them by margin, or its random sample."""
         if self._settings.scoring == "racing":
             order = torch.randperm(self.images, generator=generator(self._seed, "racing", step))
-            indices = order[: self._sample_images]
+            indices = self._pool[order[: self._sample_images]]
             return Reference(indices, self._all_margins(indices))
-        indices = torch.arange(self.images)
+        indices = self._pool
         return _by_margin(indices, self._all_margins(indices))
 
     def follow(self, reference: Reference, result: SearchResult, ranks: Ranks, step: int) -> Reference:

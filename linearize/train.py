@@ -214,7 +214,7 @@ def fit(
             prefix = f"follower.{number}."
             kept = {name.removeprefix(prefix): value for name, value in saved[0].items() if name.startswith(prefix)}
             follower.restore({name: value.to(context.device) for name, value in kept.items()}, history)
-    steps = batches_per_epoch(len(context.data.train), settings.batch_size)
+    steps = batches_per_epoch(context.data, settings.batch_size)
 
     def follow(step: int) -> bool:
         for follower in followers:

@@ -55,7 +55,7 @@ def autorep(task: Task) -> dict[str, Any]:
     layers = list(masked_layers(model).values())
     total = relu_total(model)
     imitate = distilled(task.teacher, settings.kd_weight, settings.kd_temperature)
-    steps = batches_per_epoch(len(context.data.train), settings.batch_size)
+    steps = batches_per_epoch(context.data, settings.batch_size)
 
     def loss(logits: Tensor, batch: Batch) -> Tensor:
         kept = torch.stack([layer.relaxed_mask().sum() for layer in layers]).sum()

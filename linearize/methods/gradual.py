@@ -37,7 +37,7 @@ def gradual(task: Task) -> dict[str, Any]:
         raise ConfigError(
             "gradual.finetune.epochs must be at least 1, as the mask follows that training, got 0; raise it"
         )
-    steps = settings.finetune.epochs * batches_per_epoch(len(context.data.train), settings.finetune.batch_size)
+    steps = settings.finetune.epochs * batches_per_epoch(context.data, settings.finetune.batch_size)
     with MaskFollower(task.model, task.relu_budget, settings, steps) as follower:
         records = finetune(task.model, task.teacher, settings.finetune, context, stage="gradual", followers=[follower])
     return {"epochs": records}

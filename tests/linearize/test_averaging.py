@@ -70,7 +70,7 @@ def test_batch_norm_statistics_are_the_mean_over_batches(data: Dataset) -> None:
 def test_best_epoch_is_the_first_of_the_highest_validation_accuracy(
     data: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    best = BestEpoch(data)
+    best = BestEpoch(data, 4)
     model = nn.Linear(1, 1, bias=False)
     history = []
     for epoch, value in enumerate([10.0, 30.0, 30.0, 20.0]):
@@ -80,13 +80,27 @@ def test_best_epoch_is_the_first_of_the_highest_validation_accuracy(
         best.after_epoch(model, record)
         history.append(record)
     assert [record["val_accuracy"] for record in history] == [10, 30, 30, 20]
-    resumed = BestEpoch(data)
+    resumed = BestEpoch(data, 4)
     resumed.restore(best.tensors(), history)
     for follower in (best, resumed):
         assert (follower.epoch, follower.val_accuracy) == (1, 30.0)
         nn.init.constant_(model.weight, 9)
         follower.write_to(model)
         assert model.weight.item() == 1
+
+
+def test_validation_of_every_third_epoch_counts_back_from_the_last(
+    data: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("linearize.averaging.accuracy", lambda *args: 50.0)
+    best, model = BestEpoch(data, 5, every=3), nn.Linear(1, 1)
+    history = [{"epoch": epoch} for epoch in range(5)]
+    for number, record in enumerate(history):
+        best.after_epoch(model, record)
+        resumed = BestEpoch(data, 5, every=3)
+        resumed.restore(best.tensors(), history[: number + 1])
+        assert (resumed.epoch, resumed.val_accuracy) == (best.epoch, best.val_accuracy)
+    assert [record["epoch"] for record in history if "val_accuracy" in record] == [1, 4]
 
 
 @pytest.mark.parametrize("extras", [{}, {"ema": 0.5}, {"soup": 2}, {"soup": 2, "ema": 0.5}])

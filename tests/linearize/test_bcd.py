@@ -106,7 +106,7 @@ def test_records_count_images(context: StageContext, tmp_path: Path) -> None:
         assert record["search_images"] == 60 * len(record["tries"])
         assert record["gradient_images"] == 40
         assert record["reference_images"] == (120 if number == 0 else 60)
-        assert record["finetune_images"] == finetune_images(settings, 60) == 2 * 50
+        assert record["finetune_images"] == finetune_images(settings, context.data) == 2 * 50
         accepted = record["accepted"]
         assert record["acceptance"] == accepted / len(record["tries"])
         assert record["searched_accuracy"] == pytest.approx(

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from linearize.config import DataConfig
-from linearize.data import Dataset, hold_out, load_dataset, ordered_batches, training_batches
+from linearize.data import Dataset, batches_per_epoch, hold_out, load_dataset, ordered_batches, training_batches
 from linearize.errors import ConfigError, DataError
 from linearize.progress import Reporter
 from linearize.rng import generator
@@ -184,6 +184,18 @@ def test_without_augmentation_batches_are_the_normalised_images() -> None:
         assert not batch.augmented
         expected = (data.train.images[batch.indices].float() / 255 - data.mean[0]) / data.std[0]
         torch.testing.assert_close(batch.inputs, expected)
+
+
+def test_an_epoch_of_some_images_shows_each_once_and_others_the_next_time() -> None:
+    data = load_dataset(DataConfig(epoch_images=100))
+    epochs = [
+        torch.cat([batch.indices for batch in training_batches(data, 10, False, generator(0, "epoch", number))])
+        for number in range(2)
+    ]
+    assert batches_per_epoch(data, 10) == 10
+    assert [len(set(epoch.tolist())) for epoch in epochs] == [100, 100]
+    assert set(epochs[0].tolist()) != set(epochs[1].tolist())
+    assert load_dataset(DataConfig(epoch_images=10**6)).images_per_epoch == len(data.train)
 
 
 def test_incomplete_batch_is_left_out_but_a_small_split_makes_one() -> None:

@@ -15,7 +15,7 @@ from linearize.proposals import removals
 from linearize.ranks import Ranks
 from linearize.relu_mask import get_relu_mask, set_relu_mask
 from linearize.rng import generator
-from linearize.scoring import Reference, Scoring, margins
+from linearize.scoring import Reference, Scoring, margins, scored_images
 from linearize.train import accuracy
 
 TOTAL = 1920
@@ -82,6 +82,22 @@ def test_reference_has_every_image_by_margin(trained: dict, data: Dataset) -> No
     assert reference.margins.tolist() == sorted(reference.margins.tolist())
     assert reference.errors == plain_errors(model, data, get_relu_mask(model), reference.indices)
     assert reference.accuracy == pytest.approx(accuracy(model, data, data.train))
+
+
+@pytest.mark.parametrize("scoring", ["full", "exact", "racing"])
+def test_candidates_are_scored_on_one_draw_of_the_training_images(scoring: str, trained: dict, data: Dataset) -> None:
+    settings = BcdConfig(scoring=scoring, score_images=40, racing_share=0.5)
+    draws = [Scoring(network(trained), data, settings, seed=3) for _ in range(2)]
+    chosen = scored_images(data, settings, 3).tolist()
+    assert chosen == sorted(set(chosen))
+    assert len(chosen) == 40 < IMAGES
+    for step, scorer in enumerate(draws):
+        reference = scorer.measure(step)
+        assert len(reference.indices) == (20 if scoring == "racing" else 40)
+        assert set(reference.indices.tolist()) <= set(chosen)
+        assert scorer.images == 40
+        model = network(trained)
+        assert reference.errors == plain_errors(model, data, get_relu_mask(model), reference.indices)
 
 
 @pytest.mark.parametrize("scoring", ["full", "exact"])
