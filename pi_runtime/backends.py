@@ -15,15 +15,25 @@ _BACKENDS = {
     "crypten": "pi_runtime.crypten.backend:CryptenBackend",
     "crypten-unmasked": "pi_runtime.crypten.backend:UnmaskedCryptenBackend",
     "preset": "pi_runtime.preset.backend:PresetBackend",
+    "spu-cheetah": "pi_runtime.spu.backend:SpuCheetahBackend",
+    "spu-semi2k": "pi_runtime.spu.backend:SpuSemi2kBackend",
 }
+# What is not installed with this package, and raises BackendError where it is not there.
+_CHECKS = dict.fromkeys(("spu-cheetah", "spu-semi2k"), "pi_runtime.spu.interpreter:spu_interpreter")
 
 BACKEND_NAMES = tuple(_BACKENDS)
 
 
 def check_backend(name: str) -> None:
-    """Raises ConfigError where there is no backend ``name``."""
-    if name not in _BACKENDS:
-        raise ConfigError(f"backend must be one of {', '.join(BACKEND_NAMES)}, got {name!r}")
+    """Finds out at once what would stop the backend ``name`` here.
+
+    Raises:
+        ConfigError: there is no such backend.
+        BackendError: what it needs is not installed.
+    """
+    _check_name(name)
+    if name in _CHECKS:
+        _named(_CHECKS[name])()
 
 
 def open_backend(name: str, **options: Any) -> Backend:
@@ -50,11 +60,20 @@ def backend_options(name: str) -> tuple[str, ...]:
     Raises:
         ConfigError: there is no such backend.
     """
-    check_backend(name)
+    _check_name(name)
     return tuple(inspect.signature(_class_of(name)).parameters)
 
 
+def _check_name(name: str) -> None:
+    if name not in _BACKENDS:
+        raise ConfigError(f"backend must be one of {', '.join(BACKEND_NAMES)}, got {name!r}")
+
+
 def _class_of(name: str) -> type[Backend]:
-    module, _, attribute = _BACKENDS[name].partition(":")
-    kind: type[Backend] = getattr(import_module(module), attribute)
+    kind: type[Backend] = _named(_BACKENDS[name])
     return kind
+
+
+def _named(place: str) -> Any:
+    module, _, attribute = place.partition(":")
+    return getattr(import_module(module), attribute)
