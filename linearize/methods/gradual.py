@@ -5,6 +5,10 @@ removed (see `linearize.sensitivity`); the exponential moving average of its squ
 A mask update keeps the locations of highest worth, so ReLUs that have become worth more come back and others leave:
 the exchange of a coordinate descent, many times an epoch, with weights that have got used to the last one.
 
+A layer without ReLUs costs secure inference no round trip. `gradual.most_layers` keeps ReLUs in so many layers only:
+half-way down, while every layer has some and there is time to adapt, those stay whose ReLUs would be worth most
+together if the budget were met at once.
+
 Related: gradual magnitude pruning (Zhu and Gupta, arXiv 1710.01878) has the schedule; RigL (Evci et al., arXiv
 1911.11134) gives connections back by gradient. Both are about weights.
 """
@@ -30,12 +34,18 @@ def gradual(task: Task) -> dict[str, Any]:
     """Train for `gradual.finetune.epochs` while the mask shrinks to the budget.
 
     Returns {"epochs"}: a record each, with loss, train_accuracy in percent, relu_count, and given_back: ReLUs that the
-    epoch's updates brought back. Raises ConfigError for a training of no epochs.
+    epoch's updates brought back. Raises ConfigError for a training of no epochs, or layers too few for the budget.
     """
     settings, context = task.config.gradual, task.context
     if settings.finetune.epochs < 1:
         raise ConfigError(
             "gradual.finetune.epochs must be at least 1, as the mask follows that training, got 0; raise it"
+        )
+    sizes = [layer.get_buffer("relu_mask").numel() for layer in masked_layers(task.model).values()]
+    if settings.most_layers is not None and (room := _largest(sizes, settings.most_layers)) < task.relu_budget:
+        raise ConfigError(
+            f"gradual.most_layers must leave room for relu_budget {task.relu_budget:,}, got {settings.most_layers}: "
+            f"the largest {settings.most_layers} layers have {room:,} ReLUs; raise it"
         )
     steps = settings.finetune.epochs * batches_per_epoch(context.data, settings.finetune.batch_size)
     with MaskFollower(task.model, task.relu_budget, settings, steps) as follower:
@@ -62,6 +72,7 @@ class MaskFollower:
         self._last_update = max(1, round(settings.share * steps))
         self._step = 0
         self._given_back = 0
+        self._open = torch.ones(len(self._layers), dtype=torch.bool)
         self._worth = [torch.zeros(_shape(layer), device=_device(layer)) for layer in self._layers]
         self._hooks: list[RemovableHandle] = []
 
@@ -85,11 +96,13 @@ class MaskFollower:
         self._given_back = 0
 
     def tensors(self) -> dict[str, Tensor]:
-        return {str(number): worth for number, worth in enumerate(self._worth)} | {"step": torch.tensor(self._step)}
+        worths = {str(number): worth for number, worth in enumerate(self._worth)}
+        return worths | {"step": torch.tensor(self._step), "open": self._open}
 
     def restore(self, tensors: Mapping[str, Tensor], history: Sequence[Mapping[str, Any]]) -> None:
         self._worth = [tensors[str(number)] for number in range(len(self._layers))]
         self._step = int(tensors["step"])
+        self._open = tensors["open"].cpu()
 
     def _watch(self, number: int) -> Any:
         settings = self._settings
@@ -109,15 +122,43 @@ class MaskFollower:
         return look
 
     def _update(self) -> None:
-        count = count_at(self._start, self._budget, self._step / self._last_update, self._settings.curve)
-        kept = get_relu_mask(self._model)
+        settings, progress = self._settings, self._step / self._last_update
         worth = torch.cat([worth.flatten() for worth in self._worth]).cpu()
+        if settings.most_layers is not None and progress >= 0.5 and self._open.all():
+            self._open = self._best_layers(worth, settings.most_layers)
+        kept = get_relu_mask(self._model)
         # Below every kept ReLU, also those that are worth nothing, where none may come back.
-        factor = self._settings.return_factor
+        factor = settings.return_factor
         removed = worth * factor if factor > 0 else torch.full_like(worth, -1.0)
-        changed = keep_largest(torch.where(kept, worth, removed), count)
+        ranked = torch.where(kept, worth, removed).masked_fill(~self._in_open_layers(), -2.0)
+        allowed = int(self._in_open_layers().sum())
+        count = min(count_at(self._start, self._budget, progress, settings.curve), allowed)
+        changed = keep_largest(ranked, count)
         self._given_back += int((changed & ~kept).sum())
         set_relu_mask(self._model, changed)
+
+    def _best_layers(self, worth: Tensor, most: int) -> Tensor:
+        """The layers, bool [layers], whose part of what the budget would keep now is worth most; with room for it."""
+        sizes = [layer.numel() for layer in self._worth]
+        best = torch.where(keep_largest(worth, self._budget), worth, 0.0)
+        totals = [float(part.sum()) for part in torch.split(best, sizes)]
+        order = torch.tensor(totals).argsort(descending=True, stable=True)
+        chosen: list[int] = []
+        for number in order.tolist():
+            others = [size for other, size in enumerate(sizes) if other not in (*chosen, number)]
+            room = sum(sizes[taken] for taken in (*chosen, number))
+            if len(chosen) < most and room + _largest(others, most - len(chosen) - 1) >= self._budget:
+                chosen.append(number)
+        return torch.isin(torch.arange(len(sizes)), torch.tensor(chosen))
+
+    def _in_open_layers(self) -> Tensor:
+        sizes = torch.tensor([worth.numel() for worth in self._worth])
+        return self._open.repeat_interleave(sizes)
+
+
+def _largest(sizes: Sequence[int], count: int) -> int:
+    """The sum of so many of the largest sizes."""
+    return sum(sorted(sizes, reverse=True)[:count])
 
 
 def _shape(layer: MaskedReLU) -> torch.Size:

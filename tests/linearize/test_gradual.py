@@ -16,7 +16,7 @@ from linearize.methods.gradual import MaskFollower, count_at
 from linearize.methods.registry import find_method
 from linearize.networks import build_network
 from linearize.progress import Reporter
-from linearize.relu_mask import get_relu_mask, keep_largest, relu_count, set_relu_mask
+from linearize.relu_mask import get_relu_mask, keep_largest, layer_counts, relu_count, set_relu_mask
 from linearize.rng import generator
 from linearize.sensitivity import relu_scores
 from linearize.stage import StageContext
@@ -61,7 +61,7 @@ def test_the_first_scores_rank_as_those_of_a_separate_backward_pass(data: Datase
     with MaskFollower(model, 100, settings, steps=10) as follower:
         inputs = data.normalise(data.train.images)
         torch.autograd.backward(F.cross_entropy(model(inputs), data.train.labels))
-        worth = torch.cat([follower.tensors()[str(number)].flatten() for number in range(len(follower.tensors()) - 1)])
+        worth = torch.cat([tensor.flatten() for name, tensor in follower.tensors().items() if name.isdigit()])
     torch.testing.assert_close((worth / 0.5).sqrt().double(), expected, rtol=1e-3, atol=1e-6)
 
 
@@ -69,9 +69,9 @@ def follower_at(model: nn.Module, return_factor: float) -> MaskFollower:
     """At a step whose update keeps half of the network, with scores by position: the last locations are worth most."""
     settings = GradualConfig(return_factor=return_factor, share=1.0, update_every=1)
     follower = MaskFollower(model, relu_count(model), settings, steps=2)
-    worth, start = {}, 1
-    for name, tensor in follower.tensors().items():
-        if name != "step":
+    worth, start = follower.tensors(), 1
+    for name, tensor in worth.items():
+        if name.isdigit():
             worth[name] = torch.arange(start, start + tensor.numel()).view(tensor.shape).float()
             start += tensor.numel()
     follower.restore(worth | {"step": torch.tensor(0)}, [{}])
@@ -98,7 +98,8 @@ def test_without_return_none_comes_back(dead: bool) -> None:
     set_relu_mask(model, kept)
     follower = follower_at(model, 0.0)
     if dead:
-        follower.restore({name: tensor * 0 for name, tensor in follower.tensors().items()}, [{}])
+        tensors = follower.tensors()
+        follower.restore({name: tensor * 0 if name.isdigit() else tensor for name, tensor in tensors.items()}, [{}])
     follower.after_step(model)
     assert torch.equal(get_relu_mask(model), kept)
 
@@ -136,3 +137,30 @@ def test_a_shared_mask_phase_ends_as_one_alone_and_is_charged_in_full(
         epochs.append(len(report["mask_epochs"]))
     # Otherwise nothing was shared.
     assert max(epochs) > min(epochs) > 1
+
+
+@pytest.mark.parametrize(("most", "budget"), [(1, 60), (3, 200), (3, 620)])
+def test_no_more_layers_keep_relus_than_asked_for(most: int, budget: int, data: Dataset, tmp_path: Path) -> None:
+    """620 of 1,920: the three largest layers have 768, the three of highest worth need not."""
+    settings = SETTINGS | {
+        "relu_budget": budget,
+        "gradual.most_layers": most,
+        "gradual.update_every": 1,
+        "gradual.finetune.batch_size": 10,
+        "gradual.finetune.epochs": 2,
+    }
+    config = load_config(None, settings)
+    context = StageContext(data, torch.device("cpu"), 0, tmp_path, Reporter(quiet=True))
+    model = network()
+    find_method("gradual")(Task(model, Teacher(network(), data), budget, config, context, tmp_path / "log"))
+    assert relu_count(model) == budget
+    assert 1 <= sum(count > 0 for count in layer_counts(model).values()) <= most
+
+
+def test_layers_too_few_for_the_budget_are_refused_before_any_training(data: Dataset, tmp_path: Path) -> None:
+    config = load_config(None, SETTINGS | {"relu_budget": 1000, "gradual.most_layers": 2})
+    context = StageContext(data, torch.device("cpu"), 0, tmp_path, Reporter(quiet=True))
+    model = network()
+    with pytest.raises(ConfigError, match="largest 2 layers have 512 ReLUs"):
+        find_method("gradual")(Task(model, Teacher(network(), data), 1000, config, context, tmp_path / "log"))
+    assert not model.training or relu_count(model) == 1920
