@@ -1,8 +1,12 @@
 """The cost law: latency = a + b * ReLUs + rounds * RTT + bytes / bandwidth, for each backend; and how well it predicts.
 
-The last two terms are counted and known, so only a and b are fitted, by least squares on what is left of each measured
-median: on the loopback rows where those have two ReLU counts, else on the rows of all networks together. A phase that
+Rounds and bytes are counted, RTT and bandwidth measured of the link. a and b are fitted by least squares on the
+loopback rows where those have two ReLU counts, else on what the link leaves of the rows of all networks. A phase that
 sends nothing has no law.
+
+Where two links that take time were measured, the law's last terms get a factor each, and so does what of the work goes
+on while the link is busy (:mod:`benchmarks.link_fit`): a library may wait for two round trips where it counts one, and
+a phase that streams hides its work behind its bytes. Elsewhere the plain sum stands.
 
 A law is worth what it says of points that it has not seen. :func:`predictions` holds ReLU counts back, each in turn or
 those that are named, fits the law on the others and predicts the latency on every network that was measured: nothing
@@ -16,6 +20,7 @@ from dataclasses import dataclass
 
 from benchmarks.errors import MeasureError
 from benchmarks.fit import MIN_POINTS, fit_line
+from benchmarks.link_fit import PLAIN, LinkedPoint, LinkFactors, fit_factors
 from benchmarks.links import Link, link_in, link_seconds, serial_bytes
 from benchmarks.schema import LOOPBACK, Phase, Results
 from benchmarks.summary import measured_subjects, phase_cost
@@ -47,18 +52,21 @@ class Point:
 class Law:
     """``fixed_s + relu_s * ReLUs`` beside what the link takes.
 
-    fitted_on: the networks whose points it was fitted on. low, high: the ReLU counts between which it was.
+    factors: how the link's seconds come in. fitted_on: the networks whose points a and b were fitted on. low, high: the
+    ReLU counts between which they were.
     """
 
     fixed_s: float
     relu_s: float
+    factors: LinkFactors
     fitted_on: tuple[str, ...]
     low: int
     high: int
 
-    def seconds(self, relu_count: float, link_s: float) -> float:
+    def seconds(self, relu_count: float, link: Link, rounds: float, transferred: float) -> float:
         """The latency that the law gives."""
-        return self.fixed_s + self.relu_s * relu_count + link_s
+        waits_s, carries_s = link_seconds(link, rounds, 0), link_seconds(link, 0, transferred)
+        return self.factors.seconds(self.fixed_s + self.relu_s * relu_count, waits_s, carries_s)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,14 +126,28 @@ class Prediction:
 
 
 def fit_law(points: Sequence[Point]) -> Law:
-    """a and b by least squares; the points must have two ReLU counts at least."""
+    """a, b and the link's factors by least squares; the points must have two ReLU counts at least."""
     bare = [point for point in points if point.network == LOOPBACK]
     chosen = bare if len({point.relu_count for point in bare}) > 1 else points
     counts = [point.relu_count for point in chosen]
     line = fit_line(counts, [point.seconds - point.link_s for point in chosen])
+    factors = PLAIN
+    if chosen is bare:
+        factors = fit_factors(
+            LinkedPoint(
+                network=point.network,
+                work_s=line.intercept + line.slope * point.relu_count,
+                waits_s=link_seconds(point.link, point.rounds, 0),
+                carries_s=link_seconds(point.link, 0, point.transferred),
+                seconds=point.seconds,
+            )
+            for point in points
+            if point.link_s
+        )
     return Law(
         fixed_s=line.intercept,
         relu_s=line.slope,
+        factors=factors,
         fitted_on=tuple(dict.fromkeys(point.network for point in chosen)),
         low=min(counts),
         high=max(counts),
@@ -141,7 +163,10 @@ def cost_laws(results: Results) -> tuple[CostLaw, ...]:
             phase=phase,
             law=(law := fit_law(points)),
             residuals=tuple(
-                Residual(point=point, fitted_s=law.seconds(point.relu_count, point.link_s)) for point in points
+                Residual(
+                    point=point, fitted_s=law.seconds(point.relu_count, point.link, point.rounds, point.transferred)
+                )
+                for point in points
             ),
         )
         for backend, model, phase, points in _series(results)
@@ -192,16 +217,14 @@ def _predict(seen: Sequence[Point], point: Point, *, backend: str, model: str, p
     carried, waited = (
         fit_line(counts, values) for values in ([other.transferred for other in seen], [other.rounds for other in seen])
     )
-    link_s = link_seconds(
-        point.link, max(waited.intercept + waited.slope * count, 0.0), carried.intercept + carried.slope * count
-    )
+    rounds = max(waited.intercept + waited.slope * count, 0.0)
     return Prediction(
         backend=backend,
         model=model,
         phase=phase,
         network=point.network,
         relu_count=count,
-        predicted_s=law.seconds(count, link_s),
+        predicted_s=law.seconds(count, point.link, rounds, carried.intercept + carried.slope * count),
         measured_s=point.seconds,
         outside=not law.low <= count <= law.high,
     )

@@ -9,6 +9,7 @@ import pytest
 
 from benchmarks.cost_law import cost_laws, predictions
 from benchmarks.errors import MeasureError
+from benchmarks.link_fit import PLAIN, LinkedPoint, fit_factors
 from benchmarks.links import Link, link_in, link_of, link_seconds, serial_bytes
 from benchmarks.schema import LinkRecord, Results, SentBytes
 from tests.benchmarks.conftest import make_row, make_subject
@@ -68,6 +69,29 @@ def test_what_the_law_does_not_explain_is_a_residual(results: Results) -> None:
         expected = 0.01 if residual.point.network == "lan" else 0.0
         assert residual.residual_s == pytest.approx(expected, abs=1e-9)
         assert residual.error == pytest.approx(-expected / residual.point.seconds)
+
+
+def test_waits_bytes_and_overlap_of_a_backend_are_found_and_predict_what_was_held_back(results: Results) -> None:
+    """Two round trips a round, a tenth more for each byte; and work of which three quarters hide behind the link."""
+
+    def cost(backend: str, count: int, network: str) -> float:
+        rtt_s, bytes_per_s = NETWORKS[network]
+        carried = sent(count).client + (sent(count).server if backend == "preset" else 0)
+        work_s, link_s = 0.03 + 2e-7 * count, 2 * ROUNDS * rtt_s + 1.1 * carried / bytes_per_s
+        return max(work_s, link_s) + 0.25 * min(work_s, link_s)
+
+    document = measured(results, cost, tuple(NETWORKS))
+    for entry in cost_laws(document):
+        factors = entry.law.factors
+        assert (factors.per_round, factors.per_byte, factors.overlap) == pytest.approx((2.0, 1.1, 0.75), rel=0.02)
+    for held_back in predictions(document):
+        assert held_back.error == pytest.approx(0, abs=0.01)
+
+
+def test_one_link_alone_leaves_the_plain_sum() -> None:
+    point = LinkedPoint(network="lan", work_s=1.0, waits_s=0.5, carries_s=0.5, seconds=9.0)
+    assert fit_factors([point, point]) == PLAIN
+    assert PLAIN.seconds(1.0, 0.25, 0.5) == 1.75
 
 
 def test_each_count_is_predicted_by_a_law_that_never_saw_it(results: Results) -> None:
