@@ -46,12 +46,28 @@ def default_run_dir(config: RunConfig) -> Path:
 
 
 def run(
-    config: RunConfig, run_dir: Path, *, backends: Sequence[str], images: int, runs: int, threads: int
+    config: RunConfig,
+    run_dir: Path,
+    *,
+    backends: Sequence[str],
+    images: int,
+    runs: int,
+    threads: int,
+    networks: Sequence[str] = ("loopback",),
+    keep_awake: bool = False,
 ) -> dict[str, Any]:
     """Every step in order; what an earlier call finished is not done again."""
     linearize(config, run_dir)
     export_run(run_dir)
-    measured = bench_run(run_dir, backends=backends, images=images, runs=runs, threads=threads)
+    measured = bench_run(
+        run_dir,
+        backends=backends,
+        images=images,
+        runs=runs,
+        threads=threads,
+        networks=networks,
+        keep_awake=keep_awake,
+    )
     return {"run_dir": str(run_dir)} | report_run(run_dir) | measured
 
 

@@ -22,6 +22,12 @@ def bench_options(command: Any) -> Any:
         click.option("--runs", default=3, show_default=True, help="timed inferences of one image, after a warm-up"),
         click.option("--party-threads", default=1, show_default=True, help="CPU threads of each party"),
         click.option(
+            "--networks",
+            default="loopback",
+            show_default=True,
+            help="loopback, lan, wan, mobile or bandwidth_mbps=50,rtt_ms=20, separated by commas",
+        ),
+        click.option(
             "--keep-awake", is_flag=True, help="idle-priority loops keep every core awake: steadier figures, more heat"
         ),
     )
@@ -34,9 +40,10 @@ def take_bench_options(options: dict[str, Any]) -> dict[str, Any]:
     """The options of :func:`bench_options`, checked now and not after a training; takes them out of ``options``.
 
     Raises:
-        click.UsageError, ConfigError: a backend or a number cannot be used.
+        click.UsageError, ConfigError: a backend, a network or a number cannot be used.
     """
     from pi_runtime.backends import check_backend
+    from pi_runtime.net.shaping import parse_profiles
 
     names = [name.strip() for name in options.pop("backends").split(",") if name.strip()]
     if not names:
@@ -52,6 +59,7 @@ def take_bench_options(options: dict[str, Any]) -> dict[str, Any]:
         "images": counts["images"],
         "runs": counts["runs"],
         "threads": counts["party_threads"],
+        "networks": [profile.name for profile in parse_profiles(options.pop("networks"))],
         "keep_awake": options.pop("keep_awake"),
     }
 
@@ -61,12 +69,6 @@ def take_bench_options(options: dict[str, Any]) -> dict[str, Any]:
 @click.option("--run-dir", type=click.Path(path_type=Path), help="directory of a run, as `run` or `linearize` made it")
 @click.option("--budgets", help="ReLU counts separated by commas; full: all, trained: the run's mask  [full,trained]")
 @bench_options
-@click.option(
-    "--networks",
-    default="loopback",
-    show_default=True,
-    help="loopback, lan, wan, mobile or bandwidth_mbps=50,rtt_ms=20, separated by commas",
-)
 @click.option("--sweeps", default=2, show_default=True, type=_COUNT, help="passes over all budgets; runs are divided")
 @click.option("--at-once", default=1, show_default=True, type=_COUNT, help="budgets whose backends are open together")
 @click.option("--data", type=click.Path(path_type=Path), help="folder of images for ONNX files  [noise]")
@@ -79,7 +81,6 @@ def bench(
     models: tuple[str, ...],
     run_dir: Path | None,
     budgets: str | None,
-    networks: str,
     sweeps: int,
     at_once: int,
     data: Path | None,
@@ -105,9 +106,7 @@ def bench(
     if models and run_dir is not None:
         raise click.UsageError("give either a MODEL or --run-dir; the directory of a run is a MODEL as well")
     from pi_runtime import pipeline
-    from pi_runtime.net.shaping import parse_profiles
 
-    measured["networks"] = [profile.name for profile in parse_profiles(networks)]
     if run_dir is not None and budgets is None:
         if output is not None:
             raise click.UsageError("--output goes with a MODEL or --budgets; a run keeps its results beside its models")
