@@ -22,6 +22,8 @@ from benchmarks.placement import Links, OpenLinks, place, unlinked
 from benchmarks.reference import reference_logits
 from benchmarks.results_file import load_results
 from benchmarks.schema import LOOPBACK, Results, Schedule
+from benchmarks.simulated import BACKEND as SIMULATED
+from benchmarks.simulated import simulated_accuracy
 from benchmarks.subjects import SubjectFile, Subjects, load_subjects
 from benchmarks.sweep import Bay, Pair, Progress, Station, stations
 from pi_runtime.backend import Backend
@@ -160,7 +162,8 @@ class _Bench(Closing):
                 self._open_and_measure(station, network, opened, untimed)
 
     def finish(self) -> Results:
-        """Adds what is modelled, writes the results in place and removes the partial ones."""
+        """Adds what is simulated and modelled, writes the results in place and removes the partial ones."""
+        self._simulate()
         self._model()
         self.results.save(self.path)
         self.partial_path.unlink(missing_ok=True)
@@ -204,6 +207,25 @@ class _Bench(Closing):
             )
             layers += layer_rows(costs, backend=backend, subject=subject, network=network, sweep=station.sweep)
         self._keep(self.results.model_copy(update={"rows": tuple(rows), "layers": tuple(layers)}))
+
+    def _simulate(self) -> None:
+        """Asks the simulator about each subject that wants more images of it than were asked before."""
+        wanted = self.subjects.files if SIMULATED in self.backends else ()
+        for file in wanted:
+            count = min(file.simulated_images, len(file.images))
+            before = self.results.simulation_of(SIMULATED, file.name)
+            if count <= (before.images if before else 0):
+                continue
+            label, done = f"{SIMULATED}: simulated images ({file.name})", 0
+
+            def advance(images: int, label: str = label, count: int = count) -> None:
+                nonlocal done
+                done += images
+                self.links.progress(label, done, count)
+
+            entry = simulated_accuracy(file, count, threads=self.threads, advance=advance)
+            others = tuple(known for known in self.results.simulated if known != before)
+            self._keep(self.results.model_copy(update={"simulated": (*others, entry)}))
 
     def _model(self) -> None:
         """Computes rows of the networks that a backend cannot be measured on here from those on loopback."""

@@ -6,7 +6,7 @@ from benchmarks import units
 from benchmarks.labels import place
 from benchmarks.palette import backend_colours
 from benchmarks.plots import Axis, Mark, Plot, Series, described, key_of
-from benchmarks.schema import Results
+from benchmarks.schema import Results, Subject
 from benchmarks.summary import known_cost, known_subjects
 
 _X = Axis(label="online seconds of one image", unit="s", log=True)
@@ -30,7 +30,7 @@ def pareto_plots(results: Results) -> tuple[Plot, ...]:
                 mark = Mark(
                     x=cost.latency_s.median,
                     y=100 * subject.test_accuracy,
-                    label=units.count(subject.relu_count),
+                    label=_mark_label(subject),
                 )
                 marks.setdefault(cost.kind, []).append(mark)
             front = frontier([mark for some in marks.values() for mark in some])
@@ -69,6 +69,12 @@ def pareto_plots(results: Results) -> tuple[Plot, ...]:
                 )
             )
     return tuple(found)
+
+
+def _mark_label(subject: Subject) -> str:
+    """The count; of several runs the name of the run, which says the method."""
+    owner, slash, _ = subject.name.rpartition("/")
+    return owner if slash and subject.mask == "trained" else units.count(subject.relu_count)
 
 
 def frontier(marks: list[Mark]) -> tuple[Mark, ...]:

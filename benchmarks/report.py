@@ -9,6 +9,7 @@ from typing import Any
 
 from benchmarks import labels, views
 from benchmarks.accuracy_figure import accuracy_plot
+from benchmarks.answers import answers
 from benchmarks.bars import LATENCY, TRAFFIC
 from benchmarks.cost_figures import cost_plots
 from benchmarks.fit import cost_lines
@@ -104,6 +105,7 @@ def _content(report: _Report) -> dict[str, Any]:
     figures += maps
     return {
         "results": results,
+        "answers": answers(results),
         "networks": results.networks,
         "links": link_facts(results),
         "source": report.source.name,

@@ -83,6 +83,15 @@ class SecureAccuracy(_Part):
     accuracy: Fraction | None = None
 
 
+class SimulatedAccuracy(SecureAccuracy):
+    """What the bit-exact simulator of a backend says of it on ``images`` images: computed, not run by processes.
+
+    wrapped_elements: kept elements that were outside their gate's ring, over all images.
+    """
+
+    wrapped_elements: Count
+
+
 class SentBytes(_Part):
     """Bytes by the role that sent them."""
 
@@ -227,6 +236,7 @@ class Results(_Part):
     subjects: Annotated[tuple[Subject, ...], Field(min_length=1)]
     schedule: Schedule
     secure: tuple[SecureAccuracy, ...] = ()
+    simulated: tuple[SimulatedAccuracy, ...] = ()
     rows: tuple[Row, ...] = ()
     layers: tuple[LayerRow, ...] = ()
     relu_layers: tuple[ReluLayer, ...] = ()
@@ -241,6 +251,7 @@ class Results(_Part):
         )
         _require_distinct("layers", ((r.backend, r.subject, r.network, r.phase, r.sweep, r.layer) for r in self.layers))
         _require_distinct("secure", ((e.backend, e.subject) for e in self.secure))
+        _require_distinct("simulated", ((e.backend, e.subject) for e in self.simulated))
         _require_distinct("relu_layers", ((e.subject, e.layer) for e in self.relu_layers))
         _require_distinct("links", ((link.network,) for link in self.links))
         known = {subject.name for subject in self.subjects}
@@ -248,6 +259,7 @@ class Results(_Part):
             ("rows", self.rows),
             ("layers", self.layers),
             ("secure", self.secure),
+            ("simulated", self.simulated),
             ("relu_layers", self.relu_layers),
         )
         for name, entries in parts:
@@ -277,6 +289,10 @@ class Results(_Part):
     def accuracy_of(self, backend: str, subject: str) -> SecureAccuracy | None:
         """The comparison with the plaintext logits, if there is one."""
         return next((e for e in self.secure if (e.backend, e.subject) == (backend, subject)), None)
+
+    def simulation_of(self, backend: str, subject: str) -> SimulatedAccuracy | None:
+        """What the simulator said of the pair, if it was asked."""
+        return next((e for e in self.simulated if (e.backend, e.subject) == (backend, subject)), None)
 
     def to_json(self) -> str:
         """The document as text, a row a line, one stable order of keys."""

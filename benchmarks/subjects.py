@@ -29,7 +29,8 @@ class SubjectFile:
     name: unique among the subjects. path: ONNX file. images: float32 [N, C, H, W], normalised; labels: int64 [N], for
     the accuracies, None where there are none. model: the network's name, the same at each budget; from the metadata of
     the file where it is None. mask, weights, images_kind: as :class:`benchmarks.schema.Subject` has them.
-    accuracy_images: how many of the images a backend's logits are compared on, spread evenly.
+    accuracy_images: how many of the images a backend's logits are compared on, spread evenly. simulated_images: how
+    many go through the simulator of `preset` where that is among the backends.
     """
 
     name: str
@@ -41,6 +42,7 @@ class SubjectFile:
     weights: Weights = "given"
     images_kind: ImagesKind = "test"
     accuracy_images: int = 100
+    simulated_images: int = 0
 
     def __post_init__(self) -> None:
         if self.accuracy_images < 1:
@@ -49,8 +51,13 @@ class SubjectFile:
     @property
     def chosen(self) -> list[int]:
         """Indices of the images of the comparison: a set sorted by class gives every class."""
-        count = min(len(self.images), self.accuracy_images)
-        return [index * len(self.images) // count for index in range(count)]
+        return spread(len(self.images), self.accuracy_images)
+
+
+def spread(images: int, count: int) -> list[int]:
+    """Indices of at most ``count`` of so many images, at even distances."""
+    count = min(images, count)
+    return [index * images // count for index in range(count)]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 FULL, MODEL = "full.onnx", "model.onnx"
 CALIBRATION_IMAGES = 64
+SIMULATED_IMAGES = 1000
 
 
 def default_run_dir(config: RunConfig) -> Path:
@@ -55,6 +56,7 @@ def run(
     threads: int,
     networks: Sequence[str] = ("loopback",),
     keep_awake: bool = False,
+    simulated_images: int | None = None,
 ) -> dict[str, Any]:
     """Every step in order; what an earlier call finished is not done again."""
     linearize(config, run_dir)
@@ -67,6 +69,7 @@ def run(
         threads=threads,
         networks=networks,
         keep_awake=keep_awake,
+        simulated_images=simulated_images,
     )
     return {"run_dir": str(run_dir)} | report_run(run_dir) | measured
 
@@ -177,16 +180,23 @@ def bench_run(
     threads: int,
     networks: Sequence[str] = ("loopback",),
     keep_awake: bool = False,
+    simulated_images: int | None = None,
 ) -> dict[str, Any]:
     """Measures the full and the linearized network of a run, taking turns run by run: ``results.json``.
 
     images: test images for the secure accuracy; of the full network, which is there to be compared with, a fifth.
+    simulated_images: of each network, through the simulator; None: SIMULATED_IMAGES.
     """
     from benchmarks.subjects import SubjectFile
 
     test = run_dataset(run_dir).test
     seen = normalise(test.images.numpy(), load_onnx(run_dir / MODEL))
-    common: dict[str, Any] = {"images": seen, "labels": test.labels.numpy(), "weights": "trained"}
+    common: dict[str, Any] = {
+        "images": seen,
+        "labels": test.labels.numpy(),
+        "weights": "trained",
+        "simulated_images": SIMULATED_IMAGES if simulated_images is None else simulated_images,
+    }
     subjects = [
         SubjectFile(name="full", path=run_dir / FULL, mask="all", accuracy_images=max(1, images // 5), **common),
         SubjectFile(name="linearized", path=run_dir / MODEL, mask="trained", accuracy_images=images, **common),
@@ -295,6 +305,6 @@ def calibration_images(dataset: Dataset) -> npt.NDArray[np.uint8]:
 
 def _public_facts(facts: dict[str, Any]) -> dict[str, Any]:
     """What the client may know of a checkpoint; nothing that depends on the weights but its accuracy."""
-    known = ("network", "width", "dataset", "class_names", "mean", "std", "relu_budget")
+    known = ("network", "width", "dataset", "class_names", "mean", "std", "relu_total", "relu_budget")
     name = facts["network"] if facts["width"] is None else f"{facts['network']} of width {facts['width']}"
     return {"name": name, "weights": "trained"} | {key: facts[key] for key in known if facts.get(key) is not None}

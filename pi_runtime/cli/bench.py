@@ -19,6 +19,11 @@ def bench_options(command: Any) -> Any:
             "--backends", default=BACKENDS, show_default=True, help="backends to measure, separated by commas"
         ),
         click.option("--images", default=50, show_default=True, help="test images for the secure accuracy"),
+        click.option(
+            "--simulated-images",
+            type=click.IntRange(min=0),
+            help="test images through the simulator of preset  [1000 where they have labels, else 0]",
+        ),
         click.option("--runs", default=3, show_default=True, help="timed inferences of one image, after a warm-up"),
         click.option("--party-threads", default=1, show_default=True, help="CPU threads of each party"),
         click.option(
@@ -61,6 +66,7 @@ def take_bench_options(options: dict[str, Any]) -> dict[str, Any]:
         "threads": counts["party_threads"],
         "networks": [profile.name for profile in parse_profiles(options.pop("networks"))],
         "keep_awake": options.pop("keep_awake"),
+        "simulated_images": options.pop("simulated_images"),
     }
 
 
@@ -122,6 +128,7 @@ def bench(
                 models or (str(run_dir),),
                 budgets=None if budgets is None else parse_budgets(budgets),
                 images=measured.pop("images"),
+                simulated_images=measured.pop("simulated_images"),
                 data=data,
                 built_in=BuiltIn(image_size=image_size, classes=classes, width=width),
                 seed=seed,

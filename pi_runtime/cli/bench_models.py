@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
+import onnx
 
 from benchmarks.subjects import SubjectFile
 from pi_runtime.budgets import Budget, at_budgets
@@ -18,7 +20,14 @@ from pi_runtime.export import build_onnx, save_onnx
 from pi_runtime.graph import Graph
 from pi_runtime.images import find_images, load_images, normalise
 from pi_runtime.onnx_graph import load_onnx
-from pi_runtime.pipeline import CALIBRATION_IMAGES, FULL, MODEL, calibration_images, run_dataset
+from pi_runtime.pipeline import (
+    CALIBRATION_IMAGES,
+    FULL,
+    MODEL,
+    SIMULATED_IMAGES,
+    calibration_images,
+    run_dataset,
+)
 
 BUILT_IN = ("resnet18", "wrn22")
 MODELS_DIR = "models"
@@ -58,6 +67,7 @@ def subject_files(
     *,
     budgets: Sequence[Budget] | None,
     images: int,
+    simulated_images: int | None = None,
     data: Path | None,
     built_in: BuiltIn,
     seed: int,
@@ -70,6 +80,7 @@ def subject_files(
         models: ONNX files, run directories, or names of built-in networks, which get random weights.
         budgets: of each model; None takes all ReLUs, and the trained mask of a run directory beside them.
         images: to compare logits on.
+        simulated_images: to simulate; None takes SIMULATED_IMAGES of a subject that has labels, and none of another.
         data: folder of images for the ONNX files; without it they see standard normal noise.
         seed: of random weights, random masks and noise.
         output: what is made goes into ``output/models``.
@@ -80,6 +91,7 @@ def subject_files(
     """
     found: list[SubjectFile] = []
     labels: set[str] = set()
+    full: set[str] = set()
     for model in models:
         directory = output / MODELS_DIR / _label(model)
         source = _source(model, images=images, data=data, built_in=built_in, seed=seed, directory=directory)
@@ -97,21 +109,28 @@ def subject_files(
             progress=progress,
         )
         several = len(models) > 1
-        found += [
-            SubjectFile(
-                name=f"{source.label}/{file.name}" if several else file.name,
-                path=file.path,
-                images=source.images,
-                # Under a random mask the network classifies at random; nobody should read it as an accuracy.
-                labels=None if file.mask == "random" else source.labels,
-                model=source.label if several else _name(load_onnx(source.network), source.label),
-                mask=file.mask,
-                weights=source.weights,
-                images_kind=source.images_kind,
-                accuracy_images=images,
+        for file in chosen:
+            # Runs of one comparison have one baseline: it is measured once.
+            if file.mask == "all" and (digest := _digest(file.path)) in full:
+                continue
+            full |= {digest} if file.mask == "all" else set()
+            # Under a random mask the network classifies at random; nobody should read it as an accuracy.
+            known = None if file.mask == "random" else source.labels
+            default_count = 0 if known is None else SIMULATED_IMAGES
+            found.append(
+                SubjectFile(
+                    name=f"{source.label}/{file.name}" if several else file.name,
+                    path=file.path,
+                    images=source.images,
+                    labels=known,
+                    model=source.label if several else _name(load_onnx(source.network), source.label),
+                    mask=file.mask,
+                    weights=source.weights,
+                    images_kind=source.images_kind,
+                    accuracy_images=images,
+                    simulated_images=default_count if simulated_images is None else simulated_images,
+                )
             )
-            for file in chosen
-        ]
     return tuple(found)
 
 
@@ -182,6 +201,11 @@ def _write_built_in(name: str, built_in: BuiltIn, seed: int, directory: Path) ->
     path = directory / "network.onnx"
     save_onnx(build_onnx(network, shape, metadata=facts), path)
     return path
+
+
+def _digest(network: Path) -> str:
+    """SHA-256 of an ONNX file's graph with its weights, without what else the file says of it."""
+    return hashlib.sha256(onnx.load(network).graph.SerializeToString(deterministic=True)).hexdigest()
 
 
 def _name(graph: Graph, label: str) -> str:

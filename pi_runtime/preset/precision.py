@@ -170,7 +170,7 @@ def measure(subject: Subject, frac_bits: int, origin: PlanOrigin, advance: Calla
     except PiError as refusal:
         advance(len(subject.images))
         return Refused(frac_bits=frac_bits, plan=origin, reason=str(refusal))
-    logits, wrapped = _simulate_all(program, subject.images, [subject.seed, frac_bits], advance)
+    logits, wrapped = simulate_all(program, subject.images, [subject.seed, frac_bits], advance)
     error = logits - subject.plaintext
     rings = [step.ring_bits for step in program.gate_steps]
     return Measured(
@@ -215,10 +215,13 @@ def summary(row: Row) -> str:
     )
 
 
-def _simulate_all(
+def simulate_all(
     program: Program, images: Float, seed: list[int], advance: Callable[[int], None]
 ) -> tuple[npt.NDArray[np.float64], int]:
-    """Logits [N, classes], and how many kept elements were outside their gate's ring."""
+    """Logits [N, classes] of normalised images [N, C, H, W], and how many kept elements were outside their gate's ring.
+
+    seed: of the pads. advance: told how many images were done.
+    """
     integers = quantise(program)
     weights = {step.name: (pack(step, integers[step.name][0]), integers[step.name][1]) for step in program.linear_steps}
     rng = np.random.default_rng(seed)

@@ -92,6 +92,7 @@ def one_line(err: str) -> str:
         (["--backends", "abacus"], "abacus"),
         (["--backends", ","], "--backends names no backend"),
         (["--runs", "0"], "--runs must be at least 1, got 0"),
+        (["--networks", "moon"], "a network profile is one of loopback, lan, wan, mobile"),
         (["--bcd.dcr", "5"], "No such option '--bcd.dcr'"),
         (["--dataset", "folder", "--data-dir", "missing"], "missing"),
     ],
@@ -194,6 +195,26 @@ def test_an_occupied_port(call, model, picture):
         code, _, err = call("infer", "--model", model, "--backend", "crypten", "--port", port, picture)
     assert code == 1
     assert str(port) in one_line(err)
+
+
+def test_run_hands_every_option_of_a_measurement_to_bench(call, tmp_path, monkeypatch):
+    seen = {}
+    for step in ("linearize", "export_run", "report_run"):
+        monkeypatch.setattr(f"pi_runtime.pipeline.{step}", lambda *_: {})
+    monkeypatch.setattr("pi_runtime.pipeline.bench_run", lambda _, **options: seen.update(options) or {})
+    flags = ["--networks", "loopback,wan", "--keep-awake", "--backends", "plaintext", "--images", "7", "--runs", "2"]
+    flags += ["--simulated-images", "5", "--party-threads", "3"]
+    code, _, err = call("run", *TINY, *flags, "--run-dir", tmp_path / "run")
+    assert code == 0, err
+    assert seen == {
+        "backends": ["plaintext"],
+        "images": 7,
+        "runs": 2,
+        "threads": 3,
+        "networks": ["loopback", "wan"],
+        "keep_awake": True,
+        "simulated_images": 5,
+    }
 
 
 def test_run_and_its_steps_end_to_end(call, tmp_path):
