@@ -7,8 +7,10 @@ order in which the party does so::
     ... [spu link] key=root:12:ALLGATHER, tag=..., value=    one message each way, at the same time; so a BARRIER
     ... [spu link] key=root:3:GATHER, tag=..., value=        one message to rank 0
 
-A round is a wait for the peer after something was sent to it. Where SPU uses several threads their lines mingle, and so
-do their rounds.
+A round is a wait for the peer after something was sent to it. Where both send at the same time, as nearly always in
+`spu-semi2k` (and in CrypTen, whose rounds are counted so too), that takes one way of the link and not a round trip:
+rounds times RTT is then up to twice what the link takes, and no floor. Where SPU uses several threads their lines
+mingle, and so do their rounds.
 """
 
 from __future__ import annotations
