@@ -74,7 +74,7 @@ def test_report_shows_the_measured_figures(run_dir: Path) -> None:
         "offline all ReLUs 30,720 3.46 s 3.29 s to 3.63 s 0 B 41.0 kB 93.4 MB 1,983",
         "layer1.0.relu2 720 4,096 17.6 %",
         "layer4.1.relu2 0 256 0.0 %",
-        "crypten linearized 100 100.0 % 98.0 % 0.00980",
+        "crypten linearized processes 100 100.0 % 98.0 % 0.00980 2.27 s",
         "pi-pipeline run --budget 6000",
         "Some CPU @ 2.10 GHz, 2 cores",
     ):
