@@ -2,9 +2,10 @@
 
 A party waits for most of an inference. A core that has slept runs slower for its first tens of milliseconds (clock,
 caches and a virtual machine's own scheduling), so a figure of 30 ms depends on what the core did before it. A loop of
-the idle scheduling class on each core takes that away: it runs only where nothing else wants the core, and gives way at
-once. Loops take heat and, where a container has a quota of CPU time, of that quota: they are the caller's choice, and
-the results say so.
+the idle scheduling class on each core takes that away: it runs only where nothing else of its session wants the core,
+and gives way at once. (Where Linux groups tasks by session, loops and roles must be of one session, as they are; other
+sessions share the cores with it as with any busy program.) Loops take heat and, where a container has a quota of CPU
+time, of that quota: they are the caller's choice, and the results say so.
 """
 
 from __future__ import annotations
