@@ -119,9 +119,11 @@ def _entry(results: Results, backend: str, model: str, network: str, many: Subje
     prepared = sums_by_kind(results, backend, TRAFFIC.of_layer, network=network, phase="offline")
     known = many.name in seconds and few.name in seconds
     total = sum(seconds[few.name].values()) if known else 0.0
+    pair = (many, few)
     why: tuple[str, ...] = ()
+    if not known and not modelled:
+        why = tuple(line for fall in falls if fall.phase == "online" for line in _fixed_part(fall, pair))
     if known:
-        pair = (many, few)
         why = (
             *_ceiling("online", TRAFFIC, sent[many.name], falls, pair),
             *_ceiling("online", LATENCY, seconds[many.name], falls, pair),
@@ -140,6 +142,22 @@ def _entry(results: Results, backend: str, model: str, network: str, many: Subje
         left=(seconds[few.name][LINEAR], seconds[few.name][LINEAR] / total) if total else None,
         why=why,
         chart=_chart(results, backend, network, many, few, seconds) if total else None,
+    )
+
+
+def _fixed_part(fall: Fall, pair: tuple[Subject, Subject]) -> tuple[str, ...]:
+    """Where no layer tells: what two ReLU counts say of a ReLU, and of all that is not ReLUs."""
+    many, few = pair
+    if fall.factor is None or fall.factor <= 1:
+        return ()
+    each = (fall.before - fall.after) / (many.relu_count - few.relu_count)
+    rest = fall.before - each * many.relu_count
+    if rest <= 0:
+        return ()
+    return (
+        f"The backend does not tell its layers. By the line through the two counts {units.count(1000)} ReLUs take"
+        f" {fall.measure.text(1000 * each)} online, and all that is no ReLU {fall.measure.text(rest)}"
+        f" ({units.percent(rest / fall.before, 0)} with {units.count(many.relu_count)} ReLUs), which does not fall.",
     )
 
 

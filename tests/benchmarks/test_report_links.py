@@ -93,6 +93,20 @@ def test_factors_are_those_of_the_rows(on_two_links: Results) -> None:
     assert entries["other", NETWORK].why == ()
 
 
+def test_a_backend_without_layers_tells_the_line_through_its_two_counts(on_two_links: Results) -> None:
+    entries = {(e.backend, e.network): e for e in ten_times(on_two_links.model_copy(update={"layers": ()}))}
+    seconds, sent = entries["crypten", "loopback"].why
+    # (96,513,152 - 19,713,536) / (30,720 - 6,000) bytes a ReLU, and 1,072,825 at none.
+    assert "1,000 ReLUs take 3.11 MB online, and all that is no ReLU 1.07 MB (1 % with 30,720 ReLUs)" in plain(sent)
+    # (6.318 - 2.274) s / 24,720 and 1.292 s at none.
+    assert "1,000 ReLUs take 164 ms online, and all that is no ReLU 1.29 s (20 % with 30,720 ReLUs)" in plain(seconds)
+    assert entries["other", NETWORK].why == ()
+
+
+def plain(text: str) -> str:
+    return text.replace("\u202f", " ").replace("\xa0", " ")
+
+
 def test_few_is_the_budget_nearest_fifty_thousand_where_there_are_many(sweep_results: Results) -> None:
     counts = (6000, 30000, 60000, 100000, 491520)
     subjects = tuple(
