@@ -106,8 +106,9 @@ class PresetBackend(Backend):
                 before, started = self._read(), time.perf_counter()
                 client.prepare(batch)
                 seconds = time.perf_counter() - started
-                spent = self._read().since(before)
-                layers = offline_layers(client.model.graph, client.model.program, spent)
+                made = self._read()
+                spent = made.since(before)
+                layers = offline_layers(client.model.graph, client.model.program, spent, made.deal_seconds)
                 self._stock[batch].append((phase_cost(spent, seconds), layers))
 
     def infer(self, images: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float32], RunCost]:
@@ -177,7 +178,7 @@ class PresetBackend(Backend):
         answers = self._ask(["server", "dealer"], {"command": "read"})
         traffic = {role: _traffic(answer.header["traffic"]) for role, answer in answers.items()}
         traffic["client"] = self._prepared().ledger.traffic()
-        return Reading(traffic, answers["server"].header["step_seconds"])
+        return Reading(traffic, *(answers[role].header["step_seconds"] for role in ("server", "dealer")))
 
     def _prepared(self) -> PresetClient:
         if self._client is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from pi_runtime.backend import ROLES, Cost, LayerCost
 from pi_runtime.graph import Graph
@@ -16,10 +16,14 @@ _ONLINE = ("server_open", "client_answer")
 
 @dataclass(frozen=True)
 class Reading:
-    """What each role had carried at one moment, by role; step_seconds: of the last inference at the server."""
+    """What each role had carried at one moment, by role.
+
+    step_seconds: of the last inference at the server. deal_seconds: of the last bundle at the dealer.
+    """
 
     traffic: Mapping[str, Traffic]
     step_seconds: Mapping[str, float]
+    deal_seconds: Mapping[str, float] = field(default_factory=dict)
 
     def since(self, earlier: Reading) -> Mapping[str, Traffic]:
         """What happened between, by role."""
@@ -31,9 +35,19 @@ def phase_cost(spent: Mapping[str, Traffic], seconds: float) -> Cost:
     return _cost(spent, [tag for traffic in spent.values() for tag in traffic.by_tag], seconds)
 
 
-def offline_layers(graph: Graph, program: Program, spent: Mapping[str, Traffic]) -> tuple[LayerCost, ...]:
-    """What the material of each layer took. Seconds are not told apart: the roles work at the same time."""
-    return tuple(_layer(graph, step, "offline", spent, 0.0) for step in program.steps if step.kind != "public")
+def offline_layers(
+    graph: Graph, program: Program, spent: Mapping[str, Traffic], deal_seconds: Mapping[str, float]
+) -> tuple[LayerCost, ...]:
+    """What the material of each layer took; seconds as the dealer sees them, from computing to handing to the socket.
+
+    The client does its part of the linear layers meanwhile and the server stores, so that these seconds are no share of
+    the phase's. What the dealer does between two layers is in the second.
+    """
+    return tuple(
+        _layer(graph, step, "offline", spent, deal_seconds.get(str(step.index), 0.0))
+        for step in program.steps
+        if step.kind != "public"
+    )
 
 
 def online_layers(

@@ -28,6 +28,7 @@ from pi_runtime.preset.program import compile_program
 from pi_runtime.preset.reply import expect
 from pi_runtime.preset.service import RefusedRequest, Service, Visit, check_bundle_bytes, log
 from pi_runtime.preset.shares import BundlePads
+from pi_runtime.preset.step_clock import StepClock
 from pi_runtime.preset.warmup import warm_up
 from pi_runtime.primitives.prg import SEED_BYTES, Label, Seed, Stream
 
@@ -194,9 +195,12 @@ class Dealer(Closing):
                     model_id=model_id,
                     graph_hash=self._graph_hash,
                 )
+                clock = StepClock()
                 for step, payload in deal(self._program, link.model.pads, pads, _own_stream(pads), self._threads):
                     kind = Kind.LINEAR_SHARE if step.kind == "linear" else Kind.GATE_SHARE
                     link.channel.send_array(kind, payload, layer=step.index)
+                    clock.tick(step)
+                self.step_seconds = clock.seconds
                 expect(link.channel, Kind.STORED, bundle_id=bundle_id)
             except RemoteProtocolError as error:
                 log.info("%s: %s", link.channel.peer, error)

@@ -6,7 +6,6 @@ answers OPENED. Nothing that depends on the bundle's material leaves before that
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,6 +24,7 @@ from pi_runtime.preset.model import ServedModel
 from pi_runtime.preset.online import ServerMaterial, input_bytes, opening_sizes, run_server
 from pi_runtime.preset.program import Step
 from pi_runtime.preset.service import RefusedRequest, Service, Visit, check_bundle_bytes, log
+from pi_runtime.preset.step_clock import StepClock
 from pi_runtime.preset.store import BundleStore
 from pi_runtime.preset.warmup import warm_up
 
@@ -159,25 +159,12 @@ class PresetServer(Closing):
     def _infer(self, visit: Visit, batch: int, material: ServerMaterial) -> None:
         program, channel = self.model.program, visit.channel
         received = visit.next_array(Kind.INPUT, input_bytes(program, batch))
-        clock = _StepClock()
+        clock = StepClock()
         masked = received.view("<i8").reshape(batch, *program.input_shape)
         logits = run_server(program, self.model.product, material, masked, _exchange(channel, batch), clock.tick)
         channel.send_array(Kind.LOGITS, logits)
         self.step_seconds = clock.seconds
         log.info("%s: %d images in %.1f ms", channel.peer, batch, 1e3 * sum(clock.seconds.values()))
-
-
-class _StepClock:
-    """Seconds of each step of one inference, by its index as text."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self._last = time.perf_counter()
-
-    def tick(self, step: Step) -> None:
-        now = time.perf_counter()
-        self.seconds[str(step.index)] = now - self._last
-        self._last = now
 
 
 def _exchange(channel: Channel, batch: int) -> Callable[[Step, bytes], memoryview]:

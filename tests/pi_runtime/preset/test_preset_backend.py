@@ -83,6 +83,19 @@ def test_layers_add_up_to_their_phase(ran, model):
         assert 0 < sum(layer.cost.seconds for layer in layers) < cost.phases["online"].seconds
 
 
+def test_offline_layers_take_the_dealer_less_than_the_phase(ran, model):
+    """Every layer that has material took time; all together took less than the client's clock of the phase."""
+    program = compile_program(load_onnx(model))
+    dealt = [step.name for step in program.steps if step.kind != "public"]
+    for cost in ran[2]:
+        layers = [layer for layer in cost.layers if layer.phase == "offline"]
+        assert len(layers) == len(dealt)
+        assert all(layer.cost.seconds > 0 for layer in layers)
+        assert sum(layer.cost.seconds for layer in layers) < cost.phases["offline"].seconds
+    first, second = ([layer.cost.seconds for layer in cost.layers if layer.phase == "offline"] for cost in ran[2])
+    assert first != second, "each bundle has its own clock"
+
+
 def test_offline_bytes_are_the_material(ran, model):
     program = compile_program(load_onnx(model))
     linear = sum(part_bytes(step, BATCH) for step in program.linear_steps)

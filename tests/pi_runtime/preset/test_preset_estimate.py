@@ -92,7 +92,7 @@ def test_declared_layers_are_the_measured_ones(parties):
         made = read(parties, client)
         client.infer(parties.images(batch))
         offline = made.since(before)
-        measured = offline_layers(graph, program, offline)
+        measured = offline_layers(graph, program, offline, {})
         sending = [layer for layer, step in zip(exact.layers, program.steps, strict=True) if step.kind != "public"]
         for found, layer in zip(sending, measured, strict=True):
             assert (found.name, found.op) == (layer.name, layer.op)
