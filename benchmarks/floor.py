@@ -34,8 +34,8 @@ class _Floored:
 
     @property
     def ratio(self) -> float | None:
-        """Measured over floor; None where the floor is nothing."""
-        return self.measured_s / self.floor_s if self.floor_s else None
+        """Measured over floor; None where the floor is nothing, or no clock told this part from the rest."""
+        return self.measured_s / self.floor_s if self.floor_s and self.measured_s else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +91,8 @@ def floors(results: Results) -> tuple[Floor, ...]:
 def layer_floors(results: Results, backend: str, subject: str, *, network: str) -> tuple[LayerFloor, ...]:
     """The layers of one measurement in the order of execution; empty where the link is unknown.
 
-    Plaintext seconds are those that `plaintext` reports of a layer of that name, where it reports any.
+    Plaintext seconds are those that `plaintext` reports of a layer of that name, where it reports any: a layer that
+    onnxruntime computes within another's kernel has none, and the other has its time.
     """
     link = link_in(results, network)
     if link is None:

@@ -1,4 +1,4 @@
-"""The figures of a report as files beside it: a PNG and a CSV of each."""
+"""The figures of a report as files beside it: a PNG and a CSV of each, and of its tables a CSV."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from benchmarks.kept_maps import MapFigure
 from benchmarks.layer_figures import LayerFigure
 from benchmarks.plots import Plot
 from benchmarks.png import save_png
+from benchmarks.raw_tables import RawTable
 from pi_runtime.files import write_text
 
-Figure = Plot | Chart | LayerFigure | MapFigure
+Figure = Plot | Chart | LayerFigure | MapFigure | RawTable
 
 
 def distinct(figures: Iterable[Figure]) -> tuple[Figure, ...]:
@@ -35,6 +36,8 @@ def distinct(figures: Iterable[Figure]) -> tuple[Figure, ...]:
 def save_gallery(figures: Sequence[Figure], directory: Path, only: Sequence[str] = ()) -> tuple[Path, ...]:
     """Writes ``KEY.png`` and ``KEY.csv`` of each figure, of all or of the keys in ``only``; returns the paths.
 
+    A table has no image.
+
     The CSV holds raw figures: seconds, bytes, counts. Files that are there already are written over; others stay.
 
     Raises:
@@ -48,9 +51,11 @@ def save_gallery(figures: Sequence[Figure], directory: Path, only: Sequence[str]
     written = []
     for figure in [known[key] for key in only] or figures:
         image, table = (directory / f"{figure.key}.{ending}" for ending in ("png", "csv"))
-        save_png(figure, image)
+        if not isinstance(figure, RawTable):
+            save_png(figure, image)
+            written.append(image)
         write_text(table, csv_text(figure))
-        written += [image, table]
+        written.append(table)
     return tuple(written)
 
 

@@ -22,6 +22,11 @@ class Layers:
     network: str
     rows: tuple[LayerFloor, ...]
 
+    @property
+    def plaintext(self) -> bool:
+        """Whether any of them was measured in plaintext."""
+        return any(row.plaintext_s is not None for row in self.rows)
+
 
 @dataclass(frozen=True, kw_only=True)
 class LawView:
@@ -40,7 +45,7 @@ class LawView:
 def law_view(results: Results) -> LawView:
     """Everything of the results that has a law, a floor or a published cost; each part may be empty.
 
-    Layers are shown on links that take time: on loopback their floor is that of plaintext, which is not told by layer.
+    Layers whose floor is nothing are left out: on loopback all are, where `plaintext` does not tell its layers.
     """
     predicted, found = predictions(results), floors(results)
     layers = (
@@ -51,11 +56,10 @@ def law_view(results: Results) -> LawView:
             rows=tuple(
                 row
                 for row in layer_floors(results, floor.backend, floor.subject.name, network=floor.network)
-                if row.link_s
+                if row.floor_s
             ),
         )
         for floor in found
-        if floor.link_s
     )
     return LawView(
         laws=cost_laws(results),

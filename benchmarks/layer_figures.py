@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from benchmarks.bars import Segment, segments
-from benchmarks.floor import layer_floors
+from benchmarks.floor import PLAINTEXT, layer_floors
 from benchmarks.labels import place, subject_label
 from benchmarks.layer_views import KIND_NAMES, kind_of
 from benchmarks.plots import key_of, text_of
@@ -16,6 +16,15 @@ from benchmarks.summary import LayerPhaseCost, layer_costs, measured_subjects
 
 ROLES = ("client", "server", "dealer")
 PHASES: tuple[Phase, ...] = ("online", "offline")
+
+CLOCKS: dict[tuple[str, str], str] = {
+    ("preset", "offline"): "seconds of the dealer, while the client does its part of the linear layers",
+    (
+        "plaintext",
+        "online",
+    ): "seconds of onnxruntime's kernels in profiled runs; what went into a convolution's has no line",
+}
+"""Whose seconds they are, by backend and phase, where that is not the party's that computes the layer."""
 
 SMALL = 0.002
 """Layers that send nothing and take less than this part of the time stand together in one line."""
@@ -60,10 +69,11 @@ class Panel:
 
 @dataclass(frozen=True, kw_only=True)
 class LayerFigure:
-    """The layers of one phase. key: names its files. raw: every layer, for the CSV."""
+    """The layers of one phase. key: names its files. note: on its clock. raw: every layer, for the CSV."""
 
     key: str
     title: str
+    note: str
     subject: Subject
     network: str
     phase: Phase
@@ -91,7 +101,7 @@ class LayerFigure:
         found = [(f"kind{kind}", KIND_NAMES[kind]) for kind in kinds]
         found += [(role, f"sent by {role}") for role in ROLES if any(getattr(r.sent_bytes, role) for r in self.raw)]
         if self.floors:
-            found.append(("ink", "upright: the floor, what the link takes for the layer's rounds and bytes"))
+            found.append(("ink", "upright: the floor, the link's seconds and plaintext's where it tells its layers"))
         return tuple(found)
 
     @property
@@ -132,6 +142,7 @@ def layer_figures(results: Results, backend: str) -> tuple[LayerFigure, ...]:
                         LayerFigure(
                             key=key_of("layers", backend, subject.name, network, phase),
                             title=f"{backend}: {phase}, {subject_label(subject)}{place(results, network)}",
+                            note=CLOCKS.get((backend, phase), "") if any(line.seconds for line in lines) else "",
                             subject=subject,
                             network=network,
                             phase=phase,
@@ -145,6 +156,8 @@ def layer_figures(results: Results, backend: str) -> tuple[LayerFigure, ...]:
 
 def _floors(results: Results, backend: str, subject: Subject, network: str) -> dict[str, float]:
     """Seconds below which no layer with these rounds and bytes can be, for the layers where that is anything."""
+    if backend == PLAINTEXT:
+        return {}
     entries = layer_floors(results, backend, subject.name, network=network)
     return {entry.layer: entry.floor_s for entry in entries if entry.floor_s > 0}
 

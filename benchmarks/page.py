@@ -28,6 +28,7 @@ def render(template: str, content: Mapping[str, Any]) -> str:
         "seconds": units.seconds,
         "bytes": units.bytes_,
         "percent": units.percent,
+        "signed": units.signed_percent,
         "significant": units.significant,
         "amount": units.amount,
         "label": labels.subject_label,

@@ -16,12 +16,14 @@ from benchmarks.fit import cost_lines
 from benchmarks.gallery import Figure, distinct, save_gallery
 from benchmarks.headline import AGREEMENT_FLOOR, problems
 from benchmarks.kept_maps import map_figures
+from benchmarks.law_figures import law_figures
 from benchmarks.law_view import law_view
 from benchmarks.layer_views import mask_tables
 from benchmarks.link_facts import link_facts
 from benchmarks.page import render
 from benchmarks.pareto import pareto_plots
 from benchmarks.ratios import ratios
+from benchmarks.raw_tables import RawTable, law_tables
 from benchmarks.results_file import load_results
 from benchmarks.run_files import Trajectory, read_trajectory
 from benchmarks.schema import Results
@@ -99,7 +101,10 @@ def _content(report: _Report) -> dict[str, Any]:
     descent = accuracy_plot(report.trajectory) if report.trajectory else None
     shown = labels.headline_subject(results)
     figures: list[Figure] = [entry.chart for entry in fewer if entry.chart is not None]
-    figures += [*costs, *pareto, *([descent] if descent else [])]
+    law = law_view(results)
+    drawn = law_figures(results, law)
+    figures += [*costs, *([drawn.predicted] if drawn.predicted else []), *drawn.floors, *law_tables(law)]
+    figures += [*pareto, *([descent] if descent else [])]
     for backend in backends:
         figures += [*backend.charts, *backend.layers]
     figures += maps
@@ -122,7 +127,8 @@ def _content(report: _Report) -> dict[str, Any]:
         "latency": LATENCY,
         "cost_plots": costs,
         "lines": cost_lines(results),
-        "law": law_view(results),
+        "law": law,
+        "law_figures": drawn,
         "trained": sum(s.weights == "trained" and s.test_accuracy is not None for s in results.subjects),
         "pareto": pareto,
         "descent": descent,
@@ -132,5 +138,6 @@ def _content(report: _Report) -> dict[str, Any]:
         "open_layers": {next((f.key for f in b.layers if f.subject == shown), "") for b in backends},
         "map_figures": maps,
         "masks": mask_tables(results),
-        "figures": distinct(figures),
+        "figures": (named := distinct(figures)),
+        "tables": {figure.key for figure in named if isinstance(figure, RawTable)},
     }

@@ -23,7 +23,7 @@ class _Frame:
     y: Scale
     left: float
     right: float = 16
-    top: float = 14
+    top: float = 26
     bottom: float = 42
 
     def place(self, x: float, y: float) -> tuple[float, float]:
@@ -79,6 +79,7 @@ def _axes(plot: Plot, frame: _Frame) -> str:
         f'<text class="axis" x="{middle:.1f}" y="{frame.height - 4:g}" text-anchor="middle">{escape(plot.x.label)}'
         "</text>"
     )
+    parts.append(f'<text class="axis" x="0" y="11">{escape(plot.y.label)}</text>')
     return "".join(parts)
 
 

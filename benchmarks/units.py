@@ -43,6 +43,11 @@ def percent(fraction: float, digits: int = 1) -> str:
     return f"{100 * fraction:.{digits}f}{THIN}%"
 
 
+def signed_percent(fraction: float) -> str:
+    """``0.033`` as ``+3.3 %``; below zero with a minus sign."""
+    return f"{'−' if fraction < 0 else '+'}{percent(abs(fraction))}"
+
+
 def change(before: float, after: float) -> str | None:
     """What became of ``before``: ``4.9× less``, ``1.2× more`` or ``about the same`` (within 5 %); None without one."""
     if before <= 0 or after <= 0:

@@ -7,6 +7,7 @@ import json
 import pytest
 
 from benchmarks.floor import floor_document, floors, layer_floors
+from benchmarks.layer_figures import layer_figures
 from benchmarks.schema import LayerRow, Results, SentBytes
 from tests.benchmarks.conftest import make_row, make_subject
 
@@ -66,6 +67,33 @@ def test_a_layers_floor(measured: Results) -> None:
     assert layer.floor_s == pytest.approx(0.04 + 0.01)
     assert layer.ratio == pytest.approx(1.2)
     assert layer_floors(measured, "preset", "6000", network="moon") == ()
+
+
+def test_a_layers_floor_has_its_seconds_in_plaintext(measured: Results) -> None:
+    """2 ms of plaintext on loopback beside 50 ms of the link; where plaintext tells nothing, the link alone."""
+    (relu,) = measured.layers
+    plain = {"backend": "plaintext", "network": "loopback", "sent_bytes": NOTHING, "messages": 0, "rounds": 0}
+    layers = (
+        relu,
+        relu.model_copy(
+            update={"layer": "conv", "op": "conv", "seconds": (0.004,), "sent_bytes": NOTHING, "rounds": 0}
+        ),
+        relu.model_copy(update={"layer": "input", "op": "input", "seconds": (0.0,)}),
+        relu.model_copy(update={**plain, "seconds": (0.001, 0.002, 0.003)}),
+        relu.model_copy(update={**plain, "layer": "conv", "op": "conv", "seconds": (0.001,)}),
+    )
+    both = measured.model_copy(update={"layers": layers})
+    found = {entry.layer: entry for entry in layer_floors(both, "preset", "6000", network="wan")}
+    assert (found["relu"].link_s, found["relu"].plaintext_s) == pytest.approx((0.05, 0.002))
+    assert found["relu"].ratio == pytest.approx(0.06 / 0.052)
+    assert (found["conv"].link_s, found["conv"].floor_s, found["conv"].ratio) == pytest.approx((0, 0.001, 4))
+    assert found["input"].plaintext_s is None
+    assert found["input"].ratio is None, "no clock told it apart"
+    shown = {figure.network: figure for figure in layer_figures(both, "preset")}["wan"]
+    assert shown.floors == {name: pytest.approx(entry.floor_s) for name, entry in found.items()}
+    (own,) = layer_figures(both, "plaintext")
+    assert own.floors == {}
+    assert own.note
 
 
 def test_the_document_is_json_and_tells_computed_from_measured(measured: Results) -> None:

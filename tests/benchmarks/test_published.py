@@ -51,7 +51,7 @@ def test_the_report_shows_law_predictions_floor_and_published_costs(sweep_result
     assert "Modelled, not measured here" in page
     assert re.search(r"cryptonite.*machine and link are not stated", page)
     assert "÷ link + loopback" not in page, "there is no link but loopback"
-    assert page.count("+0.0") + page.count("-0.0") >= len(of_preset)
+    assert page.count("+0.0") + page.count("−0.0") >= len(of_preset)
 
 
 def test_the_summary_has_laws_predictions_and_floors(sweep_results: Results) -> None:
