@@ -1,11 +1,11 @@
 """Keeps processor cores awake while something is measured.
 
 A party waits for most of an inference. A core that has slept runs slower for its first tens of milliseconds (clock,
-caches and a virtual machine's own scheduling), so a figure of 30 ms depends on what the core did before it. A loop of
-the idle scheduling class on each core takes that away: it runs only where nothing else of its session wants the core,
-and gives way at once. (Where Linux groups tasks by session, loops and roles must be of one session, as they are; other
-sessions share the cores with it as with any busy program.) Loops take heat and, where a container has a quota of CPU
-time, of that quota: they are the caller's choice, and the results say so.
+caches and a virtual machine's own scheduling), so a figure of 30 ms depends on what the core did before it. A loop on
+each core takes that away. It is of the idle scheduling class, and, as Linux may share cores between sessions before it
+looks at classes, in a session of its own of the lowest weight: it gives way to the roles, the relay and the kernel's
+own threads. Loops take heat and, where a container has a quota of CPU time, of that quota: they are the caller's
+choice, and the results say so.
 """
 
 from __future__ import annotations
@@ -22,6 +22,11 @@ from benchmarks.errors import MeasureError
 _LOOP = """
 import os, sys
 core, parent = map(int, sys.argv[1:])
+try:
+    with open("/proc/self/autogroup", "w") as weight:
+        weight.write("19")
+except OSError:
+    pass  # this kernel does not group by session
 os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
 os.sched_setaffinity(0, {core})
 print("awake", flush=True)
@@ -47,7 +52,15 @@ def cores_awake(wanted: bool = True) -> Iterator[None]:
     try:
         for core in sorted(os.sched_getaffinity(0)):
             arguments = [sys.executable, "-I", "-c", _LOOP, str(core), str(os.getpid())]
-            loops.append(subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True))
+            loops.append(
+                subprocess.Popen(
+                    arguments,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.DEVNULL,
+                    text=True,
+                    start_new_session=True,
+                )
+            )
         for loop in loops:
             assert loop.stdout is not None
             if loop.stdout.readline() != "awake\n":

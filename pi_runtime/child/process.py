@@ -64,9 +64,8 @@ class Process:
                 stderr=self._stderr,
                 # The thread pools of torch read it once, at import.
                 env={**os.environ, "OMP_NUM_THREADS": str(threads)},
-                # Ctrl-C reaches the backend alone; it then closes the control sockets. A group, not a session of its
-                # own: Linux shares cores between sessions, and roles would take turns with whatever else this one runs.
-                process_group=0,
+                # Ctrl-C reaches the backend alone; it then closes the control sockets.
+                start_new_session=True,
             )
 
     @property

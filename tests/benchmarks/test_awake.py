@@ -18,11 +18,19 @@ def idle_children() -> list[set[int]]:
     return [os.sched_getaffinity(child) for child in idle]
 
 
+def session_weights() -> list[str]:
+    """What the kernel says of each child's session, where it shares cores between sessions."""
+    children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+    files = [Path(f"/proc/{child}/autogroup") for child in children]
+    return [file.read_text().split(" ", 1)[1].strip() for file in files if file.exists()]
+
+
 def test_one_idle_loop_a_core_and_none_afterwards() -> None:
     before = idle_children()
     with cores_awake():
-        inside = idle_children()
+        inside, weights = idle_children(), session_weights()
     assert sorted(map(sorted, inside)) == [[core] for core in sorted(os.sched_getaffinity(0))]
+    assert set(weights) <= {"nice 19"}
     assert idle_children() == before == []
 
 
