@@ -85,7 +85,7 @@ def _backend_figures(results: Results, backend: str, subject: str) -> dict[str, 
                 f"{phase}_rounds": cost.rounds,
             }
     relus = [layer for layer in layer_costs(results, backend, subject, "online", network=network) if layer.op == "relu"]
-    if relus:
+    if any(layer.sent_bytes.total for layer in relus):
         figures["online_relu_bytes"] = sum(layer.sent_bytes.total for layer in relus)
     for ratio in ratios(results):
         if (ratio.backend, ratio.subject, ratio.network) == (backend, subject, network):

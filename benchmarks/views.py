@@ -16,7 +16,7 @@ from benchmarks.layer_views import KIND_NAMES, RELU, sums_by_kind
 from benchmarks.plots import key_of
 from benchmarks.schema import PHASES, Phase, Results, Subject
 from benchmarks.summary import PhaseCost, known_cost, known_subjects, main_network
-from benchmarks.tiles import secure_backends
+from benchmarks.tiles import PLAINTEXT, secure_backends
 
 RUNNING: tuple[Phase, ...] = ("online", "offline")
 """The phases that each inference pays for, and the colours of their bars."""
@@ -119,6 +119,8 @@ def _phase_chart(
 
 
 def _kind_chart(results: Results, name: str, measure: Measure) -> Chart | None:
+    if name == PLAINTEXT:
+        return None  # onnxruntime computes a ReLU inside a convolution: its layers are no parts by kind
     network = main_network(results)
     sums = sums_by_kind(results, name, measure.of_layer, network=network)
     totals = {subject: sum(kinds.values()) for subject, kinds in sums.items()}

@@ -7,8 +7,10 @@ import json
 import pytest
 
 from benchmarks.floor import floor_document, floors, layer_floors
+from benchmarks.headline import headline
 from benchmarks.layer_figures import layer_figures
 from benchmarks.schema import LayerRow, Results, SentBytes
+from benchmarks.views import backend_views
 from tests.benchmarks.conftest import make_row, make_subject
 
 SENT = SentBytes(client=3_000_000, server=2_000_000, dealer=0)
@@ -94,6 +96,12 @@ def test_a_layers_floor_has_its_seconds_in_plaintext(measured: Results) -> None:
     (own,) = layer_figures(both, "plaintext")
     assert own.floors == {}
     assert own.note
+    (view,) = [view for view in backend_views(both) if view.name == "plaintext"]
+    assert view.kinds == (), "a ReLU inside a convolution's kernel would pass for one that takes nothing"
+    backends = headline(both)["backends"]
+    assert isinstance(backends, dict)
+    assert "online_relu_bytes" not in backends["plaintext"]["6000"]
+    assert backends["preset"]["6000"]["online_bytes"] == 5_000_000
 
 
 def test_the_document_is_json_and_tells_computed_from_measured(measured: Results) -> None:
