@@ -13,7 +13,7 @@ from benchmarks.schema import Environment
 PACKAGES = ("pi-pipeline", "torch", "onnx", "onnxruntime", "numpy", "crypten")
 
 
-def describe_environment(threads: int, *, kept_awake: bool = False) -> Environment:
+def describe_environment(threads: int) -> Environment:
     """Describes this machine; ``threads`` is how many threads each party was allowed."""
     return Environment(
         cpu=_cpu_model(),
@@ -24,7 +24,6 @@ def describe_environment(threads: int, *, kept_awake: bool = False) -> Environme
         packages=_package_versions(),
         threads=threads,
         commit=_commit(),
-        kept_awake=kept_awake,
     )
 
 

@@ -13,7 +13,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from benchmarks.awake import cores_awake
 from benchmarks.bookkeeping import layer_rows, modelled_row, phase_rows
 from benchmarks.environment import describe_environment
 from benchmarks.errors import MeasureError, ResultsError
@@ -42,7 +41,6 @@ class BenchSettings:
     subjects_at_once: subjects that are open together, with all their backends.
     accuracy_batch: images in one inference of the comparison with plaintext.
     threads: threads of each party, and of onnxruntime.
-    keep_awake: idle loops run on each core meanwhile (:mod:`benchmarks.awake`).
     """
 
     runs: int = 5
@@ -51,11 +49,10 @@ class BenchSettings:
     subjects_at_once: int = 1
     accuracy_batch: int = 50
     threads: int = 1
-    keep_awake: bool = False
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
-            least = 0 if name in ("warmup", "keep_awake") else 1
+            least = 0 if name == "warmup" else 1
             if value < least:
                 raise MeasureError(f"{name} must be >= {least}, got {value}")
 
@@ -106,10 +103,7 @@ def run_bench(
     loaded = load_subjects(subjects)
     names = tuple(dict.fromkeys(backends))
     opened = OpenLinks(links or Networks(), progress or _silent)
-    with (
-        cores_awake(settings.keep_awake),
-        _Bench(loaded, names, networks, settings, results_path, opener, opened, command) as bench,
-    ):
+    with _Bench(loaded, names, networks, settings, results_path, opener, opened, command) as bench:
         for station in stations(loaded.files, bench.results.schedule):
             bench.visit(station)
         return bench.finish()
@@ -137,7 +131,7 @@ class _Bench(Closing):
         self.opener = opener
         self.links = links
         self.placement = place(backends, networks, links.reach)
-        environment = describe_environment(settings.threads, kept_awake=settings.keep_awake)
+        environment = describe_environment(settings.threads)
         schedule = settings.schedule(len(subjects.files))
         identity = subjects.fingerprint(schedule, environment)
         self.results = self._earlier(identity) or Results(

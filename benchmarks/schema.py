@@ -207,10 +207,7 @@ class Schedule(_Part):
 
 
 class Environment(_Part):
-    """Where the figures come from; says nothing of whose machine it is.
-
-    kept_awake: loops of the idle scheduling class ran on each core meanwhile (:mod:`benchmarks.awake`).
-    """
+    """Where the figures come from; says nothing of whose machine it is."""
 
     cpu: str
     cores: Positive
@@ -220,7 +217,6 @@ class Environment(_Part):
     packages: dict[str, str]
     threads: Positive
     commit: str | None
-    kept_awake: bool = False
 
 
 class Results(_Part):

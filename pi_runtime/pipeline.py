@@ -55,7 +55,6 @@ def run(
     runs: int,
     threads: int,
     networks: Sequence[str] = ("loopback",),
-    keep_awake: bool = False,
     simulated_images: int | None = None,
 ) -> dict[str, Any]:
     """Every step in order; what an earlier call finished is not done again."""
@@ -68,7 +67,6 @@ def run(
         runs=runs,
         threads=threads,
         networks=networks,
-        keep_awake=keep_awake,
         simulated_images=simulated_images,
     )
     return {"run_dir": str(run_dir)} | report_run(run_dir) | measured
@@ -179,7 +177,6 @@ def bench_run(
     runs: int,
     threads: int,
     networks: Sequence[str] = ("loopback",),
-    keep_awake: bool = False,
     simulated_images: int | None = None,
 ) -> dict[str, Any]:
     """Measures the full and the linearized network of a run, taking turns run by run: ``results.json``.
@@ -210,7 +207,6 @@ def bench_run(
         networks=networks,
         sweeps=1,
         subjects_at_once=len(subjects),
-        keep_awake=keep_awake,
     )
     full, linearized = measured["subjects"]
     return {
@@ -235,7 +231,6 @@ def measure(
     sweeps: int,
     subjects_at_once: int,
     networks: Sequence[str] = ("loopback",),
-    keep_awake: bool = False,
 ) -> dict[str, Any]:
     """Measures ``subjects`` on each backend and network, prints the tables and returns the headline figures.
 
@@ -256,9 +251,7 @@ def measure(
             subjects=subjects,
             backends=backends,
             results_path=results_path,
-            settings=BenchSettings(
-                runs=runs, threads=threads, sweeps=sweeps, subjects_at_once=subjects_at_once, keep_awake=keep_awake
-            ),
+            settings=BenchSettings(runs=runs, threads=threads, sweeps=sweeps, subjects_at_once=subjects_at_once),
             networks=networks,
             opener=opener,
             progress=progress,

@@ -32,9 +32,6 @@ def bench_options(command: Any) -> Any:
             show_default=True,
             help="loopback, lan, wan, mobile or bandwidth_mbps=50,rtt_ms=20, separated by commas",
         ),
-        click.option(
-            "--keep-awake", is_flag=True, help="idle-priority loops keep every core awake: steadier figures, more heat"
-        ),
     )
     for option in reversed(options):
         command = option(command)
@@ -65,7 +62,6 @@ def take_bench_options(options: dict[str, Any]) -> dict[str, Any]:
         "runs": counts["runs"],
         "threads": counts["party_threads"],
         "networks": [profile.name for profile in parse_profiles(options.pop("networks"))],
-        "keep_awake": options.pop("keep_awake"),
         "simulated_images": options.pop("simulated_images"),
     }
 

@@ -112,16 +112,13 @@ def load_graph(model: Path) -> Graph:
 def _check(models: tuple[Path, ...], results_path: Path, hold_back: tuple[int, ...] | None) -> None:
     from dataclasses import asdict
 
-    from benchmarks.awake import cores_awake
     from benchmarks.cost_law import predictions
     from benchmarks.results_file import load_results
     from pi_runtime.cli.estimate_check import check_model, print_checks, print_predictions
 
     results = load_results(results_path)
     predicted = predictions(results, hold_back)
-    # In the state in which the cores were when the results were measured.
-    with cores_awake(results.environment.kept_awake and bool(models)):
-        found = [check for model in models for check in check_model(load_graph(model), results, origin=model)]
+    found = [check for model in models for check in check_model(load_graph(model), results, origin=model)]
     print_checks(found)
     print_predictions(predicted)
     click.echo(

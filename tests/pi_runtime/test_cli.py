@@ -202,7 +202,7 @@ def test_run_hands_every_option_of_a_measurement_to_bench(call, tmp_path, monkey
     for step in ("linearize", "export_run", "report_run"):
         monkeypatch.setattr(f"pi_runtime.pipeline.{step}", lambda *_: {})
     monkeypatch.setattr("pi_runtime.pipeline.bench_run", lambda _, **options: seen.update(options) or {})
-    flags = ["--networks", "loopback,wan", "--keep-awake", "--backends", "plaintext", "--images", "7", "--runs", "2"]
+    flags = ["--networks", "loopback,wan", "--backends", "plaintext", "--images", "7", "--runs", "2"]
     flags += ["--simulated-images", "5", "--party-threads", "3"]
     code, _, err = call("run", *TINY, *flags, "--run-dir", tmp_path / "run")
     assert code == 0, err
@@ -212,7 +212,6 @@ def test_run_hands_every_option_of_a_measurement_to_bench(call, tmp_path, monkey
         "runs": 2,
         "threads": 3,
         "networks": ["loopback", "wan"],
-        "keep_awake": True,
         "simulated_images": 5,
     }
 
