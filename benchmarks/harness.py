@@ -9,8 +9,8 @@ from there.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from benchmarks.bookkeeping import layer_rows, modelled_row, phase_rows
@@ -35,7 +35,7 @@ from pi_runtime.networks import Networks
 class BenchSettings:
     """How to measure.
 
-    runs: timed inferences of one image for each subject and backend.
+    runs: timed inferences of one image for each subject and backend; runs_on: on the networks named in it instead.
     warmup: inferences before them, in each sweep, that do not count.
     sweeps: passes over the subjects among which the runs are divided; never more than runs.
     subjects_at_once: subjects that are open together, with all their backends.
@@ -49,9 +49,12 @@ class BenchSettings:
     subjects_at_once: int = 1
     accuracy_batch: int = 50
     threads: int = 1
+    runs_on: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name, value in asdict(self).items():
+        counts = asdict(self)
+        counts |= {f"runs_on {network}": runs for network, runs in counts.pop("runs_on").items()}
+        for name, value in counts.items():
             least = 0 if name == "warmup" else 1
             if value < least:
                 raise MeasureError(f"{name} must be >= {least}, got {value}")
@@ -64,6 +67,7 @@ class BenchSettings:
             sweeps=min(self.sweeps, self.runs),
             subjects_at_once=min(self.subjects_at_once, subjects),
             accuracy_batch=self.accuracy_batch,
+            runs_on=dict(self.runs_on),
         )
 
 
@@ -146,14 +150,16 @@ class _Bench(Closing):
     def visit(self, station: Station) -> None:
         """Does what is missing of one station: its timing on every network, and the comparison of each pair."""
         for network, measured in self.placement.measured.items():
+            there = station.on(network, self.results.schedule)
             pairs = [(name, file) for name in self.backends for file in station.subjects]
             wanted = (station.sweep, network, "measured")
             timed = {(r.backend, r.subject) for r in self.results.rows if (r.sweep, r.network, r.kind) == wanted}
-            untimed = [pair for pair in pairs if pair[0] in measured and (pair[0], pair[1].name) not in timed]
+            wanted_here = [pair for pair in pairs if there.runs and pair[0] in measured]
+            untimed = [pair for pair in wanted_here if (pair[0], pair[1].name) not in timed]
             unchecked = [pair for pair in pairs if self.results.accuracy_of(pair[0], pair[1].name) is None]
             opened = [pair for pair in pairs if pair in untimed or (pair in unchecked and network == LOOPBACK)]
             if opened:
-                self._open_and_measure(station, network, opened, untimed)
+                self._open_and_measure(there, network, opened, untimed)
 
     def finish(self) -> Results:
         """Adds what is simulated and modelled, writes the results in place and removes the partial ones."""

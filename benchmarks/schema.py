@@ -193,7 +193,8 @@ class ReluLayer(_Part):
 class Schedule(_Part):
     """How the measurement went.
 
-    runs: timed inferences of one image for each backend and subject; warmup: those before them, in each sweep.
+    runs: timed inferences of one image for each backend and subject; runs_on: the same on the networks named in it;
+    warmup: those before them, in each sweep.
     sweeps: passes over all subjects, every other one in reverse order; the runs are divided among them.
     subjects_at_once: how many subjects are open together. All their backends are, and take turns run by run.
     accuracy_batch: images in one inference of the comparison with plaintext.
@@ -204,6 +205,13 @@ class Schedule(_Part):
     sweeps: Positive
     subjects_at_once: Positive
     accuracy_batch: Positive
+    runs_on: dict[str, Positive] = {}
+
+    def share(self, sweep: int, network: str) -> tuple[int, int]:
+        """The runs of earlier sweeps on a network, and those of this one; there may be none."""
+        runs = self.runs_on.get(network, self.runs)
+        first, more = sweep * (runs // self.sweeps), runs % self.sweeps
+        return first + min(sweep, more), runs // self.sweeps + (sweep < more)
 
 
 class Environment(_Part):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 
 import numpy as np
@@ -37,16 +37,19 @@ class Station:
     first_run: int
     runs: int
 
+    def on(self, network: str, schedule: Schedule) -> Station:
+        """The same stop with the runs of a network."""
+        first_run, runs = schedule.share(self.sweep, network)
+        return replace(self, first_run=first_run, runs=runs)
+
 
 def stations(subjects: Sequence[SubjectFile], schedule: Schedule) -> Iterator[Station]:
     """Every stop in order: all subjects in each sweep, forwards and backwards in turn; the runs add up to all."""
-    done = 0
     for sweep in range(schedule.sweeps):
-        runs = schedule.runs // schedule.sweeps + (sweep < schedule.runs % schedule.sweeps)
+        first_run, runs = schedule.share(sweep, LOOPBACK)
         order = iter(subjects if sweep % 2 == 0 else tuple(reversed(subjects)))
         while together := tuple(islice(order, schedule.subjects_at_once)):
-            yield Station(sweep=sweep, subjects=together, first_run=done, runs=runs)
-        done += runs
+            yield Station(sweep=sweep, subjects=together, first_run=first_run, runs=runs)
 
 
 class Bay:

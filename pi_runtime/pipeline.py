@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -231,6 +231,7 @@ def measure(
     sweeps: int,
     subjects_at_once: int,
     networks: Sequence[str] = ("loopback",),
+    runs_on: Mapping[str, int] | None = None,
 ) -> dict[str, Any]:
     """Measures ``subjects`` on each backend and network, prints the tables and returns the headline figures.
 
@@ -251,7 +252,9 @@ def measure(
             subjects=subjects,
             backends=backends,
             results_path=results_path,
-            settings=BenchSettings(runs=runs, threads=threads, sweeps=sweeps, subjects_at_once=subjects_at_once),
+            settings=BenchSettings(
+                runs=runs, threads=threads, sweeps=sweeps, subjects_at_once=subjects_at_once, runs_on=runs_on or {}
+            ),
             networks=networks,
             opener=opener,
             progress=progress,

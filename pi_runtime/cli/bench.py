@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,9 @@ def take_bench_options(options: dict[str, Any]) -> dict[str, Any]:
 @click.option("--run-dir", type=click.Path(path_type=Path), help="directory of a run, as `run` or `linearize` made it")
 @click.option("--budgets", help="ReLU counts separated by commas; full: all, trained: the run's mask  [full,trained]")
 @bench_options
+@click.option(
+    "--runs-on", metavar="NETWORK=COUNT", multiple=True, help="runs on a network, in place of --runs; repeatable"
+)
 @click.option("--sweeps", default=2, show_default=True, type=_COUNT, help="passes over all budgets; runs are divided")
 @click.option("--at-once", default=1, show_default=True, type=_COUNT, help="budgets whose backends are open together")
 @click.option("--data", type=click.Path(path_type=Path), help="folder of images for ONNX files  [noise]")
@@ -83,6 +87,7 @@ def bench(
     models: tuple[str, ...],
     run_dir: Path | None,
     budgets: str | None,
+    runs_on: tuple[str, ...],
     sweeps: int,
     at_once: int,
     data: Path | None,
@@ -107,11 +112,14 @@ def bench(
         raise click.UsageError("give a MODEL, or --run-dir")
     if models and run_dir is not None:
         raise click.UsageError("give either a MODEL or --run-dir; the directory of a run is a MODEL as well")
+    per_network = parse_runs_on(runs_on, measured["networks"])
     from pi_runtime import pipeline
 
     if run_dir is not None and budgets is None:
         if output is not None:
             raise click.UsageError("--output goes with a MODEL or --budgets; a run keeps its results beside its models")
+        if runs_on:
+            raise click.UsageError("--runs-on goes with a MODEL or --budgets")
         document = pipeline.bench_run(run_dir, **measured)
     else:
         from pi_runtime.budgets import parse_budgets
@@ -132,9 +140,29 @@ def bench(
                 progress=progress,
             )
         document = pipeline.measure(
-            subjects, target / "results.json", sweeps=sweeps, subjects_at_once=at_once, **measured
+            subjects,
+            target / "results.json",
+            sweeps=sweeps,
+            subjects_at_once=at_once,
+            runs_on=per_network,
+            **measured,
         )
     click.echo(json.dumps(document))
+
+
+def parse_runs_on(parts: Sequence[str], networks: Sequence[str]) -> dict[str, int]:
+    """Each ``NETWORK=COUNT`` as a count by network.
+
+    Raises:
+        click.UsageError: a part is not that, or of a network that is not measured.
+    """
+    found: dict[str, int] = {}
+    for part in parts:
+        network, _, count = part.rpartition("=")
+        if network not in networks or not (count.isascii() and count.isdigit() and int(count) > 0):
+            raise click.UsageError(f"--runs-on must be NETWORK=COUNT of {', '.join(networks)}, got {part!r}")
+        found[network] = int(count)
+    return found
 
 
 def add_bench_verb(group: click.Group) -> None:

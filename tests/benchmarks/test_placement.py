@@ -116,6 +116,18 @@ def test_each_backend_is_measured_where_it_can_be_and_modelled_elsewhere(bench: 
     assert load_results(bench.path) == results
 
 
+def test_a_network_may_have_runs_of_its_own(bench: NetBench) -> None:
+    """Five runs in two sweeps, 3 and 2; one on the WAN, which only the first sweep visits."""
+    bench.settings = BenchSettings(runs=5, warmup=1, sweeps=2, accuracy_batch=50, runs_on={"wan": 1})
+    results = bench.run("near", networks=("loopback", "wan"))
+    runs = {(row.network, row.sweep): len(row.seconds) for row in results.rows if row.phase == "online"}
+    assert runs == {("loopback", 0): 3, ("loopback", 1): 2, ("wan", 0): 1}
+    assert results.schedule.runs_on == {"wan": 1}
+    done = len(bench.journal)
+    assert bench.run("near", networks=("loopback", "wan")) == results
+    assert len(bench.journal) == done, "nothing is left to measure"
+
+
 def test_modelled_seconds_are_those_of_loopback_and_rounds_and_bytes_of_the_link(bench: NetBench) -> None:
     results = bench.run("apart", networks=("loopback", "wan", "bandwidth_mbps=8,rtt_ms=10"))
     for subject, relus in (("full", 4), ("linearized", 2)):

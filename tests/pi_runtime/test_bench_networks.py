@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import click
 import numpy as np
 import onnxruntime
 import pytest
 
 from pi_runtime.backends import open_backend
+from pi_runtime.cli.bench import parse_runs_on
 from pi_runtime.errors import ConfigError
 from pi_runtime.export import export_onnx
 from pi_runtime.net.link import why_no_relay
@@ -77,3 +79,11 @@ def test_profiles_are_separated_by_commas_also_those_of_numbers():
 def test_bad_lists_of_profiles_are_refused(text, message):
     with pytest.raises(ConfigError, match=message):
         parse_profiles(text)
+
+
+def test_runs_on_a_network_are_counts_of_networks_that_are_measured():
+    custom = "bandwidth_mbps=50,rtt_ms=20"
+    assert parse_runs_on((f"{custom}=2", "lan=8"), ("loopback", "lan", custom)) == {custom: 2, "lan": 8}
+    for part in ("wan=2", "lan", "lan=0", "lan=-1", "lan=x", "=3", "2"):
+        with pytest.raises(click.UsageError, match="--runs-on must be NETWORK=COUNT of loopback, lan, got"):
+            parse_runs_on((part,), ("loopback", "lan"))
