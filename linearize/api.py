@@ -4,7 +4,7 @@ import json
 import tempfile
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +82,7 @@ def linearize(
     """
     config = _config(settings, relu_budget=budget, method=method, seed=seed, device=device, model=given_name(model))
     data = user_dataset(train, val, crop_padding=config.data.crop_padding or 0, flip=config.data.flip or False)
+    data = replace(data, epoch_images=config.data.epoch_images)
     source = GivenNetwork(model, data.input_shape)
     data = data.with_classes(source.num_classes)
     with ExitStack() as stack:
