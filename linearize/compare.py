@@ -52,7 +52,7 @@ def compare(plan: Plan, output: Path, reporter: Reporter | None = None) -> Compa
         train_baseline(baseline_config(plan), output / "baseline", reporter)
     facts = read_metadata(Path(baseline_path))
     baseline = BaselineRecord(
-        checkpoint=baseline_path,
+        checkpoint=Path(baseline_path).name,
         relu_total=facts["relu_total"],
         val_accuracy=facts["val_accuracy"],
         test_accuracy=None,
@@ -71,7 +71,7 @@ def compare(plan: Plan, output: Path, reporter: Reporter | None = None) -> Compa
         done.append(_read_cell(cell, run_dir, output, final))
         comparison = Comparison(
             format=FORMAT,
-            plan=plan.model_dump(),
+            plan=plan.as_record(),
             total_cells=len(grid),
             baseline=baseline,
             cells=done,

@@ -55,6 +55,12 @@ class Plan(Section):
             raise ValueError("no value may come twice")
         return values
 
+    def as_record(self) -> dict[str, Any]:
+        """What a comparison tells of it: files by name, no directory of the machine that it ran on."""
+        settings = {key: value for key, value in flatten(self.overrides) if key != "data.data_dir"}
+        names = {key: Path(value).name for key in ("base", "baseline") if (value := getattr(self, key)) is not None}
+        return self.model_dump() | {"overrides": settings} | names
+
 
 @dataclass(frozen=True)
 class Cell:

@@ -74,7 +74,7 @@ class Row(Section):
 class BaselineRecord(Section):
     """The network that all runs start from."""
 
-    checkpoint: str
+    checkpoint: str = Field(description="name of the file")
     relu_total: int
     val_accuracy: float
     test_accuracy: float | None = Field(description="percent; as the runs measured it, none before the first")

@@ -255,6 +255,9 @@ def test_the_verb_runs_methods_on_a_given_baseline(plan_file: Path, tmp_path: Pa
     assert all(cell.relu_count == 300 == sum(cell.layer_counts.values()) for cell in found.cells)
     # 90 training images in batches of 25, 2 epochs.
     assert all(cell.finetune.forward_images == cell.finetune.backward_images for cell in found.cells)
+    told = (tmp_path / "again" / "comparison.json").read_text()
+    assert '"baseline": "baseline.safetensors"' in told
+    assert str(tmp_path) not in told, "it can be published as it is"
     assert (tmp_path / "again" / "accuracy.png").read_bytes().startswith(b"\x89PNG")
 
 
