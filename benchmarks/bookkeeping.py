@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import median_low
 
-from benchmarks.links import Link, link_seconds, serial_bytes
+from benchmarks.links import Link, link_seconds, serial_bytes, serial_rounds
 from benchmarks.schema import PHASES, LayerRow, Phase, Row, SentBytes
 from benchmarks.summary import middle_bytes
 from pi_runtime.backend import Cost, RunCost, sum_costs
@@ -53,9 +53,10 @@ def phase_rows(
 def modelled_row(row: Row, *, network: str, link: Link) -> Row:
     """What ``row``, measured where the network costs next to nothing, would be on ``link``, were nothing overlapped.
 
-    Seconds of each run, and rounds * RTT + bytes / bandwidth; which bytes count says :mod:`benchmarks.links`.
+    Seconds of each run, and rounds * RTT + bytes / bandwidth; which of them count says :mod:`benchmarks.links`.
     """
-    added = link_seconds(link, row.rounds, serial_bytes(row.backend, row.phase, row.sent_bytes))
+    rounds = serial_rounds(row.backend, row.rounds)
+    added = link_seconds(link, rounds, serial_bytes(row.backend, row.phase, row.sent_bytes))
     seconds = tuple(second + added for second in row.seconds)
     return row.model_copy(update={"network": network, "kind": "modelled", "seconds": seconds})
 

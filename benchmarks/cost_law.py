@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from benchmarks.errors import MeasureError
 from benchmarks.fit import MIN_POINTS, fit_line
 from benchmarks.link_fit import PLAIN, LinkedPoint, LinkFactors, fit_factors
-from benchmarks.links import Link, link_in, link_seconds, serial_bytes
+from benchmarks.links import Link, link_in, link_seconds, serial_bytes, serial_rounds
 from benchmarks.schema import LOOPBACK, Phase, Results
 from benchmarks.summary import measured_subjects, phase_cost
 
@@ -32,14 +32,14 @@ PHASES: tuple[Phase, ...] = ("online", "offline")
 class Point:
     """One measured median: ``seconds`` of one image at ``relu_count`` on ``network``.
 
-    transferred: bytes that follow one another (:func:`benchmarks.links.serial_bytes`).
+    rounds, transferred: round trips and bytes that follow one another (:mod:`benchmarks.links`).
     """
 
     network: str
     link: Link
     relu_count: int
     seconds: float
-    rounds: int
+    rounds: float
     transferred: int
 
     @property
@@ -258,7 +258,7 @@ def _points(results: Results, backend: str, model: str, phase: Phase) -> list[Po
                         link=link,
                         relu_count=subject.relu_count,
                         seconds=cost.latency_s.median,
-                        rounds=cost.rounds,
+                        rounds=serial_rounds(backend, cost.rounds),
                         transferred=serial_bytes(backend, phase, cost.sent_bytes),
                     )
                 )

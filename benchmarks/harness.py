@@ -20,13 +20,13 @@ from benchmarks.links import link_of
 from benchmarks.placement import Links, OpenLinks, place, unlinked
 from benchmarks.reference import reference_logits
 from benchmarks.results_file import load_results
-from benchmarks.schema import LOOPBACK, Results, Schedule
+from benchmarks.schema import LOOPBACK, Environment, Results, Schedule
 from benchmarks.simulated import BACKEND as SIMULATED
 from benchmarks.simulated import simulated_accuracy
 from benchmarks.subjects import SubjectFile, Subjects, load_subjects
 from benchmarks.sweep import Bay, Pair, Progress, Station, stations
 from pi_runtime.backend import Backend
-from pi_runtime.backends import open_backend
+from pi_runtime.backends import open_backend, own_packages
 from pi_runtime.closing import Closing
 from pi_runtime.networks import Networks
 
@@ -145,7 +145,13 @@ class _Bench(Closing):
             relu_layers=subjects.relu_layers(),
             environment=environment,
         )
-        self.results = self.results.model_copy(update={"command": command or self.results.command})
+        self.results = self.results.model_copy(
+            update={
+                "command": command or self.results.command,
+                # Not part of the identity: another backend in the same file must not make the first ones run again.
+                "environment": _with_packages(self.results.environment, backends),
+            }
+        )
 
     def visit(self, station: Station) -> None:
         """Does what is missing of one station: its timing on every network, and the comparison of each pair."""
@@ -263,6 +269,14 @@ class _Bench(Closing):
         if results is not self.results:
             self.results = results
             results.save(self.partial_path)
+
+
+def _with_packages(environment: Environment, backends: Sequence[str]) -> Environment:
+    """With what backends run on that have an environment of their own; a package of both is ours."""
+    packages = environment.packages
+    for backend in backends:
+        packages = own_packages(backend) | packages
+    return environment.model_copy(update={"packages": packages})
 
 
 def _silent(what: str, done: int, total: int) -> None:

@@ -3,7 +3,9 @@
 A link has one bandwidth in each direction. Where two parties take turns, every byte waits for the one before it,
 whoever sends it; where they send at the same time, the direction that carries most decides. The first is how `preset`
 works online: each message answers the one before. Of everything else no more is assumed than the second, which is
-never too long.
+never too long. So with rounds: one is a round trip where a message answers another, and one way of the link where both
+sent at the same time. SPU counts both kinds alike (:mod:`pi_runtime.spu.link_log`), so each of its rounds is taken for
+the shorter.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from pi_runtime.errors import ConfigError
 from pi_runtime.net.shaping import parse_profile
 
 _TAKES_TURNS = frozenset((("preset", "online"),))
+_ROUNDS_ARE_ONE_WAY = frozenset(("spu-cheetah", "spu-semi2k"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +59,11 @@ def serial_bytes(backend: str, phase: Phase, sent: SentBytes) -> int:
     if (backend, phase) in _TAKES_TURNS:
         return sent.total
     return max(sent.client, sent.server, sent.dealer)
+
+
+def serial_rounds(backend: str, rounds: float) -> float:
+    """The round trips that so many rounds of a backend take at least; see the module."""
+    return rounds / 2 if backend in _ROUNDS_ARE_ONE_WAY else rounds
 
 
 def link_seconds(link: Link, rounds: float, transferred: float) -> float:

@@ -18,8 +18,9 @@ _BACKENDS = {
     "spu-cheetah": "pi_runtime.spu.backend:SpuCheetahBackend",
     "spu-semi2k": "pi_runtime.spu.backend:SpuSemi2kBackend",
 }
-# What is not installed with this package, and raises BackendError where it is not there.
+# These live in a Python of their own: what raises BackendError where it is not there, and what it has.
 _CHECKS = dict.fromkeys(("spu-cheetah", "spu-semi2k"), "pi_runtime.spu.interpreter:spu_interpreter")
+_PACKAGES = dict.fromkeys(_CHECKS, "pi_runtime.spu.interpreter:PINS")
 
 BACKEND_NAMES = tuple(_BACKENDS)
 
@@ -34,6 +35,11 @@ def check_backend(name: str) -> None:
     _check_name(name)
     if name in _CHECKS:
         _named(_CHECKS[name])()
+
+
+def own_packages(name: str) -> dict[str, str]:
+    """Versions of what the backend ``name`` runs on outside of this package's environment; empty for most."""
+    return dict(_named(_PACKAGES[name])) if name in _PACKAGES else {}
 
 
 def open_backend(name: str, **options: Any) -> Backend:

@@ -17,7 +17,10 @@ def bench_options(command: Any) -> Any:
     """What every verb that measures takes; turn it into arguments with :func:`take_bench_options`."""
     options = (
         click.option(
-            "--backends", default=BACKENDS, show_default=True, help="backends to measure, separated by commas"
+            "--backends",
+            default=BACKENDS,
+            show_default=True,
+            help="to measure, separated by commas; crypten-unmasked, spu-cheetah and spu-semi2k as well",
         ),
         click.option("--images", default=50, show_default=True, help="test images for the secure accuracy"),
         click.option(

@@ -106,7 +106,12 @@ def export(run_dir: Path | None, checkpoint: Path | None, output: Path) -> None:
 @cli.command()
 @click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--model", type=click.Path(path_type=Path), help="ONNX file, or the directory of a run, to run here")
-@click.option("--backend", default="plaintext", show_default=True, help="with --model: plaintext, crypten or preset")
+@click.option(
+    "--backend",
+    default="plaintext",
+    show_default=True,
+    help="with --model: plaintext, preset, crypten, crypten-unmasked, spu-cheetah or spu-semi2k",
+)
 @click.option("--party-threads", default=1, show_default=True, help="CPU threads of each party")
 @click.option("--port", type=int, help="TCP port for the backend's processes  [a free one]")
 @click.option("--top", default=3, show_default=True, help="labels to print an image")

@@ -57,6 +57,14 @@ def test_the_floor_is_the_link_and_plaintext(measured: Results) -> None:
     assert bare.ratio == pytest.approx(5)
 
 
+def test_rounds_that_may_be_one_way_make_a_floor_of_half_the_round_trips(measured: Results) -> None:
+    spu = [row.model_copy(update={"backend": "spu-semi2k"}) for row in measured.rows if row.backend == "crypten"]
+    found = floors(measured.model_copy(update={"rows": (*measured.rows, *spu)}))
+    link_s = {floor.backend: floor.link_s for floor in found if floor.network == "wan"}
+    assert link_s["spu-semi2k"] == pytest.approx(WAN_LINK_S / 2 + 0.24)
+    assert link_s["crypten"] == pytest.approx(WAN_LINK_S + 0.24)
+
+
 def test_without_plaintext_the_floor_is_the_links_alone(measured: Results) -> None:
     rows = tuple(row for row in measured.rows if row.backend != "plaintext")
     found = {(f.backend, f.network): f for f in floors(measured.model_copy(update={"rows": rows}))}

@@ -24,6 +24,7 @@ from benchmarks.summary import layer_costs, phase_cost
 from benchmarks.sweep import stations
 from pi_runtime.backend import Backend, Cost, LayerCost, RunCost
 from pi_runtime.errors import BackendError
+from pi_runtime.spu.interpreter import PINS
 
 SETUP = Cost(seconds=3.0, sent_bytes={"client": 1, "server": 2, "dealer": 3}, messages=4, rounds=5)
 # Seconds of successive inferences; the first belongs to the warm-up. Median 0.3, minimum 0.1, maximum 0.9.
@@ -327,6 +328,17 @@ def test_a_finished_run_is_not_measured_again_and_takes_in_another_backend(bench
     both = bench.run("second")
     assert both.backends == ("first", "second")
     assert not [entry for entry in bench.journal if "first" in entry]
+
+
+def test_versions_of_a_backends_own_python_are_told_and_measure_nothing_anew(bench: Bench) -> None:
+    first = bench.run("fake")
+    told = bench.run("fake", "spu-semi2k").environment
+    assert told.packages == PINS | first.environment.packages
+    assert told.packages["numpy"] == np.__version__
+    assert [line for line in bench.journal if line.startswith("prepare fake")] == [
+        "prepare fake full",
+        "prepare fake model",
+    ]
 
 
 def test_a_sweep_that_dies_in_the_middle_goes_on_with_what_is_missing(bench: Bench) -> None:

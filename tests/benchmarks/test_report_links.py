@@ -133,3 +133,12 @@ def test_accuracy_is_shown_of_trained_weights_alone(results: Results, sweep_resu
         ("30,720", pytest.approx(6.318), pytest.approx(98.61)),
     ]
     assert pareto_plots(sweep_results) == ()
+
+
+def test_networks_of_several_runs_are_named_by_their_runs(results: Results) -> None:
+    named = {"full": "snl/full", "linearized": "snl/linearized"}
+    subjects = tuple(subject.model_copy(update={"name": named[subject.name]}) for subject in results.subjects)
+    rows = tuple(row.model_copy(update={"subject": named[row.subject]}) for row in results.rows)
+    (plot,) = pareto_plots(results.model_copy(update={"subjects": subjects, "rows": rows}))
+    crypten = next(series for series in plot.series if series.name == "crypten")
+    assert [mark.label for mark in crypten.marks] == ["snl", "30,720"]

@@ -157,3 +157,13 @@ def test_bad_calls_are_one_line(call, model, arguments, message):
     assert (code, answer) == (1, None)
     (line,) = [line for line in err.splitlines() if line.startswith("error: ")]
     assert message in line
+
+
+def test_a_baseline_that_several_models_share_is_measured_once(call, model, make_net, tmp_path):
+    export_onnx(make_net(1.0), (1, 8, 8), tmp_path / "again.onnx", metadata={"name": "another of its kind"})
+    export_onnx(make_net(1.0, seed=1), (1, 8, 8), tmp_path / "other.onnx", metadata={"name": "small"})
+    models = (model, "again.onnx", "other.onnx")
+    code, answer, err = call("bench", *models, "--budgets=full,40", *QUICK, "--output", tmp_path / "out")
+    assert code == 0, err
+    names = ["small/full", "small/40", "again/40", "other/full", "other/40"]
+    assert [subject["name"] for subject in answer["subjects"]] == names
