@@ -156,16 +156,16 @@ class _Bench(Closing):
     def visit(self, station: Station) -> None:
         """Does what is missing of one station: its timing on every network, and the comparison of each pair."""
         for network, measured in self.placement.measured.items():
-            there = station.on(network, self.results.schedule)
+            runs = self.results.schedule.share(station.sweep, network)
             pairs = [(name, file) for name in self.backends for file in station.subjects]
             wanted = (station.sweep, network, "measured")
             timed = {(r.backend, r.subject) for r in self.results.rows if (r.sweep, r.network, r.kind) == wanted}
-            wanted_here = [pair for pair in pairs if there.runs and pair[0] in measured]
+            wanted_here = [pair for pair in pairs if runs and pair[0] in measured]
             untimed = [pair for pair in wanted_here if (pair[0], pair[1].name) not in timed]
             unchecked = [pair for pair in pairs if self.results.accuracy_of(pair[0], pair[1].name) is None]
             opened = [pair for pair in pairs if pair in untimed or (pair in unchecked and network == LOOPBACK)]
             if opened:
-                self._open_and_measure(there, network, opened, untimed)
+                self._open_and_measure(station, runs, network, opened, untimed)
 
     def finish(self) -> Results:
         """Adds what is simulated and modelled, writes the results in place and removes the partial ones."""
@@ -179,7 +179,7 @@ class _Bench(Closing):
         self.links.close()
 
     def _open_and_measure(
-        self, station: Station, network: str, opened: Sequence[Pair], untimed: Sequence[Pair]
+        self, station: Station, runs: range, network: str, opened: Sequence[Pair], untimed: Sequence[Pair]
     ) -> None:
         self._keep(self.links.ready(network, self.results))
         with self.links.blaming(network):
@@ -192,15 +192,15 @@ class _Bench(Closing):
             with bay:
                 bay.prepare(opened)
                 if untimed:
-                    self._time(bay, untimed, station, network)
+                    self._time(bay, untimed, station, runs, network)
                 for pair in opened:
                     if network == LOOPBACK and self.results.accuracy_of(pair[0], pair[1].name) is None:
                         self._compare(bay, pair)
             self._keep(self.links.after(network, self.results))
 
-    def _time(self, bay: Bay, pairs: Sequence[Pair], station: Station, network: str) -> None:
+    def _time(self, bay: Bay, pairs: Sequence[Pair], station: Station, runs: range, network: str) -> None:
         rows, layers = list(self.results.rows), list(self.results.layers)
-        for pair, costs in zip(pairs, bay.time(pairs, station, self.results.schedule.warmup), strict=True):
+        for pair, costs in zip(pairs, bay.time(pairs, station, runs, self.results.schedule.warmup), strict=True):
             backend, subject = pair[0], pair[1].name
             rows += phase_rows(
                 costs,

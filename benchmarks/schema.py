@@ -207,11 +207,11 @@ class Schedule(_Part):
     accuracy_batch: Positive
     runs_on: dict[str, Positive] = {}
 
-    def share(self, sweep: int, network: str) -> tuple[int, int]:
-        """The runs of earlier sweeps on a network, and those of this one; there may be none."""
-        runs = self.runs_on.get(network, self.runs)
-        first, more = sweep * (runs // self.sweeps), runs % self.sweeps
-        return first + min(sweep, more), runs // self.sweeps + (sweep < more)
+    def share(self, sweep: int, network: str) -> range:
+        """The runs of a sweep on a network, numbered from the first sweep's first; there may be none."""
+        each, more = divmod(self.runs_on.get(network, self.runs), self.sweeps)
+        start = sweep * each + min(sweep, more)
+        return range(start, start + each + (sweep < more))
 
 
 class Environment(_Part):

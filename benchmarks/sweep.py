@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 
 import numpy as np
@@ -30,26 +30,18 @@ Pair = tuple[str, SubjectFile]
 
 @dataclass(frozen=True, kw_only=True)
 class Station:
-    """One stop of a sweep: the subjects that are open together, and how many timed runs each pair gets there."""
+    """One stop of a sweep: the subjects that are open together."""
 
     sweep: int
     subjects: tuple[SubjectFile, ...]
-    first_run: int
-    runs: int
-
-    def on(self, network: str, schedule: Schedule) -> Station:
-        """The same stop with the runs of a network."""
-        first_run, runs = schedule.share(self.sweep, network)
-        return replace(self, first_run=first_run, runs=runs)
 
 
 def stations(subjects: Sequence[SubjectFile], schedule: Schedule) -> Iterator[Station]:
-    """Every stop in order: all subjects in each sweep, forwards and backwards in turn; the runs add up to all."""
+    """Every stop in order: all subjects in each sweep, forwards and backwards in turn."""
     for sweep in range(schedule.sweeps):
-        first_run, runs = schedule.share(sweep, LOOPBACK)
         order = iter(subjects if sweep % 2 == 0 else tuple(reversed(subjects)))
         while together := tuple(islice(order, schedule.subjects_at_once)):
-            yield Station(sweep=sweep, subjects=together, first_run=first_run, runs=runs)
+            yield Station(sweep=sweep, subjects=together)
 
 
 class Bay:
@@ -86,10 +78,13 @@ class Bay:
         """Where the pair's backend counts its bytes; empty where it does not say."""
         return str(getattr(self._open[pair[0], pair[1].name], "byte_source", None) or "")
 
-    def time(self, pairs: Sequence[Pair], station: Station, warmup: int) -> list[list[RunCost]]:
-        """The cost of every timed run of one image, by pair; the pairs take turns, in alternating order."""
+    def time(self, pairs: Sequence[Pair], station: Station, runs: range, warmup: int) -> list[list[RunCost]]:
+        """The cost of every timed run of one image, by pair; the pairs take turns, in alternating order.
+
+        runs: their numbers among all of a pair's on this network, which choose the images.
+        """
         costs: list[list[RunCost]] = [[] for _ in pairs]
-        steps = warmup + station.runs
+        steps = warmup + len(runs)
         label = (
             f"{', '.join(file.name for file in station.subjects)}: timed runs, sweep {station.sweep + 1}{self._where}"
         )
@@ -98,7 +93,7 @@ class Bay:
             order = range(len(pairs)) if step % 2 == 0 else reversed(range(len(pairs)))
             for index in order:
                 images = pairs[index][1].images
-                picture = (station.first_run + step) % len(images)
+                picture = (runs.start + step) % len(images)
                 cost = self._infer(pairs[index], images[picture : picture + 1])[1]
                 if step >= warmup:
                     costs[index].append(cost)
