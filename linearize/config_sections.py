@@ -241,7 +241,7 @@ class GradualConfig(Section):
         1.0, ge=0, description="factor on the worth of removed ReLUs where they compete to come back; 0: none does"
     )
     most_layers: int | None = Field(
-        None, ge=1, description="layers that may keep ReLUs, chosen half-way down; each other saves a round trip"
+        None, ge=1, description="layers that may keep ReLUs; each that is closed on the way down saves a round trip"
     )
     finetune: DistillConfig = Field(
         DistillConfig(epochs=6, batch_size=64, lr=0.02), description="the training that the mask follows"

@@ -5,9 +5,9 @@ removed (see `linearize.sensitivity`); the exponential moving average of its squ
 A mask update keeps the locations of highest worth, so ReLUs that have become worth more come back and others leave:
 the exchange of a coordinate descent, many times an epoch, with weights that have got used to the last one.
 
-A layer without ReLUs costs secure inference no round trip. `gradual.most_layers` keeps ReLUs in so many layers only:
-half-way down, while every layer has some and there is time to adapt, those stay whose ReLUs would be worth most
-together if the budget were met at once.
+A layer without ReLUs costs secure inference no round trip. `gradual.most_layers` keeps ReLUs in so many layers only: on
+the first half of the way down one layer after the other is closed, always the one whose ReLUs would be worth least if
+the budget were met at once, so that the others take over its work before the next is chosen.
 
 Related: gradual magnitude pruning (Zhu and Gupta, arXiv 1710.01878) has the schedule; RigL (Evci et al., arXiv
 1911.11134) gives connections back by gradient. Both are about weights.
@@ -28,6 +28,9 @@ from linearize.finetune import finetune
 from linearize.methods.base import Task
 from linearize.relu_mask import MaskedReLU, get_relu_mask, keep_largest, masked_layers, relu_count, set_relu_mask
 from linearize.sensitivity import change_if_removed
+
+# The share of the way down after which only `gradual.most_layers` are open.
+_CLOSED_AT = 0.5
 
 
 def gradual(task: Task) -> dict[str, Any]:
@@ -124,8 +127,8 @@ class MaskFollower:
     def _update(self) -> None:
         settings, progress = self._settings, self._step / self._last_update
         worth = torch.cat([worth.flatten() for worth in self._worth]).cpu()
-        if settings.most_layers is not None and progress >= 0.5 and self._open.all():
-            self._open = self._best_layers(worth, settings.most_layers)
+        if settings.most_layers is not None:
+            self._close_layers(worth, settings.most_layers, progress)
         kept = get_relu_mask(self._model)
         # Below every kept ReLU, also those that are worth nothing, where none may come back.
         factor = settings.return_factor
@@ -137,19 +140,22 @@ class MaskFollower:
         self._given_back += int((changed & ~kept).sum())
         set_relu_mask(self._model, changed)
 
-    def _best_layers(self, worth: Tensor, most: int) -> Tensor:
-        """The layers, bool [layers], whose part of what the budget would keep now is worth most; with room for it."""
+    def _close_layers(self, worth: Tensor, most: int, progress: float) -> None:
+        """Close layers until no more are open than are due, first those whose part of the budget is worth least.
+
+        Those that stay have room for the budget, also when only `most` of them are left.
+        """
         sizes = [layer.numel() for layer in self._worth]
-        best = torch.where(keep_largest(worth, self._budget), worth, 0.0)
-        totals = [float(part.sum()) for part in torch.split(best, sizes)]
-        order = torch.tensor(totals).argsort(descending=True, stable=True)
-        chosen: list[int] = []
-        for number in order.tolist():
-            others = [size for other, size in enumerate(sizes) if other not in (*chosen, number)]
-            room = sum(sizes[taken] for taken in (*chosen, number))
-            if len(chosen) < most and room + _largest(others, most - len(chosen) - 1) >= self._budget:
-                chosen.append(number)
-        return torch.isin(torch.arange(len(sizes)), torch.tensor(chosen))
+        due = most + math.ceil((len(sizes) - most) * max(0.0, 1 - progress / _CLOSED_AT))
+        while int(self._open.sum()) > due:
+            kept = keep_largest(worth.masked_fill(~self._in_open_layers(), -1.0), self._budget)
+            totals = [float(part.sum()) for part in torch.split(torch.where(kept, worth, 0.0), sizes)]
+            still_open = self._open.nonzero().flatten().tolist()
+            for number in sorted(still_open, key=totals.__getitem__):
+                others = [sizes[other] for other in still_open if other != number]
+                if _largest(others, most) >= self._budget:
+                    self._open[number] = False
+                    break
 
     def _in_open_layers(self) -> Tensor:
         sizes = torch.tensor([worth.numel() for worth in self._worth])

@@ -157,6 +157,29 @@ def test_no_more_layers_keep_relus_than_asked_for(most: int, budget: int, data: 
     assert 1 <= sum(count > 0 for count in layer_counts(model).values()) <= most
 
 
+def test_layers_are_closed_one_after_the_other_from_that_of_least_worth() -> None:
+    """Four locations of each layer carry its worth, and the budget holds four a layer."""
+    model = network()
+    layers = len(layer_counts(model))
+    order = torch.randperm(layers, generator=torch.Generator().manual_seed(2)).tolist()
+    settings = GradualConfig(share=1.0, update_every=1, most_layers=3)
+    follower = MaskFollower(model, 4 * layers, settings, steps=100)
+    state = follower.tensors()
+    for rank, number in enumerate(order):
+        state[str(number)].flatten()[:4] = rank + 1
+    follower.restore(state, [])
+    nonempty = []
+    for _ in range(100):
+        follower.after_step(model)
+        nonempty.append([number for number, count in enumerate(layer_counts(model).values()) if count])
+    closed = [len(open_layers) for open_layers in nonempty]
+    assert closed == sorted(closed, reverse=True)
+    assert set(closed) == set(range(3, layers + 1)), "never two at once"
+    assert set(closed[49:]) == {3}
+    assert all(open_layers == sorted(order[-len(open_layers) :]) for open_layers in nonempty)
+    assert relu_count(model) == 4 * layers
+
+
 def test_layers_too_few_for_the_budget_are_refused_before_any_training(data: Dataset, tmp_path: Path) -> None:
     config = load_config(None, SETTINGS | {"relu_budget": 1000, "gradual.most_layers": 2})
     context = StageContext(data, torch.device("cpu"), 0, tmp_path, Reporter(quiet=True))
