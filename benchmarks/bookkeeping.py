@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import median_low
 
-from benchmarks.links import Link, link_seconds, serial_bytes, serial_rounds
+from benchmarks.links import Link, least_link_seconds
 from benchmarks.schema import PHASES, LayerRow, Phase, Row, SentBytes
 from benchmarks.summary import middle_bytes
 from pi_runtime.backend import Cost, RunCost, sum_costs
@@ -55,8 +55,7 @@ def modelled_row(row: Row, *, network: str, link: Link) -> Row:
 
     Seconds of each run, and rounds * RTT + bytes / bandwidth; which of them count says :mod:`benchmarks.links`.
     """
-    rounds = serial_rounds(row.backend, row.rounds)
-    added = link_seconds(link, rounds, serial_bytes(row.backend, row.phase, row.sent_bytes))
+    added = least_link_seconds(link, row.backend, row.phase, row.rounds, row.sent_bytes)
     seconds = tuple(second + added for second in row.seconds)
     return row.model_copy(update={"network": network, "kind": "modelled", "seconds": seconds})
 

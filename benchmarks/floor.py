@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from benchmarks.links import link_in, link_seconds, serial_bytes, serial_rounds
+from benchmarks.links import least_link_seconds, link_in
 from benchmarks.schema import LOOPBACK, Phase, Results, Subject
 from benchmarks.summary import layer_costs, measured_subjects, phase_cost
 
@@ -80,11 +80,7 @@ def floors(results: Results) -> tuple[Floor, ...]:
                         subject=subject,
                         network=network,
                         measured_s=cost.latency_s.median,
-                        link_s=link_seconds(
-                            link,
-                            serial_rounds(backend, cost.rounds),
-                            serial_bytes(backend, "online", cost.sent_bytes),
-                        ),
+                        link_s=least_link_seconds(link, backend, "online", cost.rounds, cost.sent_bytes),
                         plaintext_s=_median(results, PLAINTEXT, subject.name),
                         loopback_s=None if network == LOOPBACK else _median(results, backend, subject.name),
                     )
@@ -109,9 +105,7 @@ def layer_floors(results: Results, backend: str, subject: str, *, network: str) 
             op=layer.op,
             relu_count=layer.relu_count,
             measured_s=layer.seconds,
-            link_s=link_seconds(
-                link, serial_rounds(backend, layer.rounds), serial_bytes(backend, phase, layer.sent_bytes)
-            ),
+            link_s=least_link_seconds(link, backend, phase, layer.rounds, layer.sent_bytes),
             plaintext_s=plain.get(layer.layer),
         )
         for layer in layer_costs(results, backend, subject, phase, network=network)

@@ -69,3 +69,8 @@ def serial_rounds(backend: str, rounds: float) -> float:
 def link_seconds(link: Link, rounds: float, transferred: float) -> float:
     """``rounds * RTT + bytes / bandwidth``; ``transferred`` as :func:`serial_bytes` counts."""
     return rounds * link.rtt_s + transferred / link.bytes_per_s
+
+
+def least_link_seconds(link: Link, backend: str, phase: Phase, rounds: float, sent: SentBytes) -> float:
+    """What a link adds at least to a phase of a backend, from its rounds and bytes; see the module."""
+    return link_seconds(link, serial_rounds(backend, rounds), serial_bytes(backend, phase, sent))
