@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.bars import Chart
 from benchmarks.kept_maps import MapFigure
 from benchmarks.layer_figures import LayerFigure
+from benchmarks.mark_labels import Box, places
 from benchmarks.palette import LIGHT
 from benchmarks.plots import Axis, Plot, Unit, tick_of
 from pi_runtime.files import replacing
@@ -32,6 +33,8 @@ _STYLE: Any = {
     "legend.fontsize": 8,
     "savefig.dpi": 160,
 }
+_LABEL = 8
+"""Size of a point's label, points; a character is some 0.6 of it wide."""
 _DASHES = {"solid": "-", "dashed": "--", "none": "none"}
 
 
@@ -86,15 +89,38 @@ def _plot(plot: Plot) -> Figure:
         for mark in marks:
             if mark.low is not None and mark.high is not None and series.dot != "none":
                 axes.vlines(mark.x, mark.low, mark.high, color=colour, linewidth=1, alpha=0.6)
-            if mark.label:
-                axes.annotate(mark.label, (mark.x, mark.y), (5, 5), textcoords="offset points", fontsize=8)
     axes.set_title(plot.title)
     for axis, spec in ((axes.xaxis, plot.x), (axes.yaxis, plot.y)):
         _scale(axes, axis, spec)
     axes.grid(alpha=0.8)
+    _mark_labels(figure, axes, plot)
     if any(series.in_legend for series in plot.series):
         axes.legend()
     return figure
+
+
+def _mark_labels(figure: Figure, axes: Axes, plot: Plot) -> None:
+    marks = [mark for series in plot.series if series.dot != "none" for mark in series.marks if plot.drawable(mark)]
+    named = [mark for mark in marks if mark.label]
+    if not named:
+        return
+    figure.draw_without_rendering()  # the layout is known from here
+    scale = 72 / figure.dpi
+    at = {id(mark): tuple(scale * axes.transData.transform((mark.x, mark.y))) for mark in marks}
+    area = axes.get_window_extent()
+    boxes = places(
+        [at[id(mark)] for mark in named],
+        [0.6 * _LABEL * len(mark.label) for mark in named],
+        1.3 * _LABEL,
+        area=Box(left=scale * area.x0, right=scale * area.x1, low=scale * area.y0, high=scale * area.y1),
+        radius=4,
+        others=[at[id(mark)] for mark in marks if not mark.label],
+    )
+    for mark, box in zip(named, boxes, strict=True):
+        x, y = at[id(mark)]
+        offset = (box.left - x, box.low - y)
+        text = axes.annotate(mark.label, (mark.x, mark.y), offset, textcoords="offset points", fontsize=_LABEL)
+        text.set_in_layout(False)
 
 
 def _scale(axes: Axes, axis: Any, spec: Axis) -> None:

@@ -6,11 +6,14 @@ from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
+from benchmarks.mark_labels import Box, places
 from benchmarks.plots import Axis, Mark, Plot, Series, text_of, tick_of
 from benchmarks.scales import Scale, linear_scale, log_scale
 
 _CHARACTER = 7.2
 """About the width of a digit at the size of the ticks, CSS pixels."""
+_LINE = 14.0
+"""Height of a line of that size."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +48,7 @@ def draw(plot: Plot, *, width: float, height: float) -> Markup:
     x = _scale(plot.x, [mark.x for mark in marks], (width - left) / 74)
     frame = _Frame(width=width, height=height, x=x, y=y, left=left)
     label = escape(f"{plot.title}. {plot.alt}")
-    drawn = "".join(_series(plot, series, frame) for series in plot.series)
+    drawn = "".join(_series(plot, series, frame) for series in plot.series) + _labels(plot, frame)
     return Markup(
         f'<svg viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{label}"><title>{escape(plot.title)}</title>'
         f"{_axes(plot, frame)}{drawn}</svg>"
@@ -107,9 +110,23 @@ def _mark(plot: Plot, series: Series, mark: Mark, frame: _Frame) -> str:
     parts.append(
         f'<circle class="{series.dot}" cx="{x:.1f}" cy="{y:.1f}" r="{series.radius:g}"><title>{words}</title></circle>'
     )
-    if mark.label:
-        # Where the right edge would cut the text, it stands on the other side of the point.
-        late = x + 10 + _CHARACTER * len(mark.label) > frame.width
-        anchor, step = ("end", -8) if late else ("start", 8)
-        parts.append(f'<text x="{x + step:.1f}" y="{y - 7:.1f}" text-anchor="{anchor}">{escape(mark.label)}</text>')
     return "".join(parts)
+
+
+def _labels(plot: Plot, frame: _Frame) -> str:
+    marks = [mark for series in plot.series if series.dot != "none" for mark in series.marks if plot.drawable(mark)]
+    named = [mark for mark in marks if mark.label]
+    # Here y grows downwards; places are looked for with y upwards.
+    at = {id(mark): (x, -y) for mark in marks for x, y in [frame.place(mark.x, mark.y)]}
+    boxes = places(
+        [at[id(mark)] for mark in named],
+        [_CHARACTER * len(mark.label) for mark in named],
+        _LINE,
+        area=Box(left=frame.left, right=frame.width, low=frame.bottom - frame.height, high=0),
+        radius=5,
+        others=[at[id(mark)] for mark in marks if not mark.label],
+    )
+    return "".join(
+        f'<text x="{box.left:.1f}" y="{4 - box.low - _LINE / 2:.1f}">{escape(mark.label)}</text>'
+        for mark, box in zip(named, boxes, strict=True)
+    )
