@@ -1,10 +1,13 @@
 # make run | test | check: each makes the virtual environment on first use.
+# make results: the raw figures of the README, resumable; hours on two quiet cores, of which the comparison is most.
 BUDGET ?= 6000
+CIFAR10 ?= cifar10
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test check clean
+.PHONY: run test check clean results results-networks results-threads2 results-peers results-digits results-methods \
+	results-trained
 
 run: $(VENV)/installed
 	$(BIN)/pi-pipeline run --budget $(BUDGET) $(ARGS)
@@ -17,6 +20,52 @@ check: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest
+
+RESULTS := benchmarks/results
+CELLS := runs/methods/cells
+TRAINED := ours-3000-seed0 ours-1500-seed0 ours_4_layers-1500-seed0 snl-3000-seed0 snl-1500-seed0
+
+results: results-networks results-threads2 results-peers results-digits results-methods results-trained
+
+# Every budget open at once: drift of the machine falls on all of them alike.
+results-networks: $(VENV)/installed
+	$(BIN)/pi-pipeline bench resnet18 --budgets 6000,15000,30000,50000,100000,full \
+		--backends preset,crypten,plaintext --networks loopback,lan,wan --runs 16 --runs-on lan=8 --runs-on wan=1 \
+		--sweeps 1 --at-once 6 --images 4 --output runs/networks
+	cp runs/networks/results.json $(RESULTS)/resnet18-32x32-networks.json
+	cp runs/networks/report.html $(RESULTS)/resnet18-32x32-networks.html
+
+results-threads2: $(VENV)/installed
+	$(BIN)/pi-pipeline bench resnet18 --budgets 6000 --backends preset,plaintext --party-threads 2 --runs 40 \
+		--sweeps 1 --images 4 --output runs/threads2
+	cp runs/threads2/results.json $(RESULTS)/resnet18-32x32-threads2.json
+
+# Wants PI_SPU_PYTHON, see the README.
+results-peers: $(VENV)/installed
+	$(BIN)/pi-pipeline bench resnet18 --budgets 50000,full \
+		--backends preset,crypten,crypten-unmasked,spu-cheetah,spu-semi2k,plaintext --runs 1 --sweeps 1 --images 1 \
+		--output runs/peers
+	cp runs/peers/results.json $(RESULTS)/resnet18-32x32-peers.json
+	cp runs/peers/report.html $(RESULTS)/resnet18-32x32-peers.html
+
+results-digits: $(VENV)/installed
+	$(BIN)/pi-pipeline run --budget 6000
+	cp runs/digits-resnet18-6000-seed0/results.json $(RESULTS)/digits-resnet18-6000-seed0.json
+
+results-methods: $(VENV)/installed
+	$(BIN)/pi-pipeline train --config configs/cifar10_resnet18_width16.yaml --data-dir $(CIFAR10) --data.limit 50000 \
+		--baseline.epochs 12 --amp bf16 --threads 1 --run-dir runs/base
+	$(BIN)/pi-pipeline compare --plan configs/compare/methods-cifar10-w16.yaml --data-dir $(CIFAR10) \
+		--baseline runs/base/baseline.safetensors --output runs/methods
+	cp runs/methods/cells.csv $(RESULTS)/cifar10-width16-methods.csv
+
+results-trained: results-methods
+	for cell in $(TRAINED); do $(BIN)/pi-pipeline export --run-dir $(CELLS)/$$cell || exit 1; done
+	$(BIN)/pi-pipeline bench $(addprefix $(CELLS)/,$(TRAINED)) --budgets full,trained \
+		--backends preset,crypten,plaintext --networks loopback,wan --images 100 --runs 8 --runs-on wan=2 --sweeps 1 \
+		--output runs/trained
+	cp runs/trained/results.json $(RESULTS)/cifar10-width16-trained.json
+	cp runs/trained/report.html $(RESULTS)/cifar10-width16-trained.html
 
 # A half-made environment has no mark and is made again.
 $(VENV)/installed: pyproject.toml
