@@ -10,13 +10,16 @@ a phase that streams hides its work behind its bytes. Elsewhere the plain sum st
 
 A law is worth what it says of points that it has not seen. :func:`predictions` holds ReLU counts back, each in turn or
 those that are named, fits the law on the others and predicts the latency on every network that was measured: nothing
-that was measured at a held-back count goes in. Bytes and rounds are predicted as well, by lines through the others'.
+that was measured at a held-back count goes in. Bytes and rounds are predicted as well: between the neighbouring counts'
+(the rings of `preset` grow in steps, so its offline bytes are no line), and beyond all by a line through the others'.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 from benchmarks.errors import MeasureError
 from benchmarks.fit import MIN_POINTS, fit_line
@@ -213,21 +216,28 @@ def predictions(results: Results, hold_back: Collection[int] | None = None) -> t
 def _predict(seen: Sequence[Point], point: Point, *, backend: str, model: str, phase: Phase) -> Prediction:
     law = fit_law(seen)
     count = point.relu_count
-    counts = [other.relu_count for other in seen]
-    carried, waited = (
-        fit_line(counts, values) for values in ([other.transferred for other in seen], [other.rounds for other in seen])
-    )
-    rounds = max(waited.intercept + waited.slope * count, 0.0)
+    transferred = _between({other.relu_count: other.transferred for other in seen}, count)
+    rounds = _between({other.relu_count: other.rounds for other in seen}, count)
     return Prediction(
         backend=backend,
         model=model,
         phase=phase,
         network=point.network,
         relu_count=count,
-        predicted_s=law.seconds(count, point.link, rounds, carried.intercept + carried.slope * count),
+        predicted_s=law.seconds(count, point.link, rounds, transferred),
         measured_s=point.seconds,
         outside=not law.low <= count <= law.high,
     )
+
+
+def _between(known: Mapping[int, float], count: int) -> float:
+    """The value at a count, on the straight line between its neighbours; beyond all, on the line fitted to them."""
+    counts = sorted(known)
+    values = [known[at] for at in counts]
+    if counts[0] <= count <= counts[-1]:
+        return float(np.interp(count, counts, values))
+    line = fit_line(counts, values)
+    return max(line.intercept + line.slope * count, 0.0)
 
 
 def _series(results: Results) -> list[tuple[str, str, Phase, list[Point]]]:

@@ -31,10 +31,15 @@ def latency(backend: str, count: int, network: str) -> float:
     return 0.03 + 2e-7 * count + ROUNDS * rtt_s + carried / bytes_per_s
 
 
-def measured(results: Results, cost: Callable[[str, int, str], float], networks: tuple[str, ...]) -> Results:
+def measured(
+    results: Results,
+    cost: Callable[[str, int, str], float],
+    networks: tuple[str, ...],
+    carried: Callable[[int], SentBytes] = sent,
+) -> Results:
     subjects = tuple(make_subject(str(count), count, mask="random") for count in COUNTS)
     rows = [
-        make_row(backend, str(count), "online", cost(backend, count, network), sent(count), ROUNDS).model_copy(
+        make_row(backend, str(count), "online", cost(backend, count, network), carried(count), ROUNDS).model_copy(
             update={"network": network}
         )
         for network in networks
@@ -111,6 +116,23 @@ def test_each_count_is_predicted_by_a_law_that_never_saw_it(results: Results) ->
             assert entry.error == pytest.approx(exact / (exact + 0.05) - 1)
         else:
             assert entry.predicted_s != pytest.approx(exact, rel=1e-4)
+
+
+def test_bytes_that_grow_in_steps_are_predicted_between_neighbours(results: Results) -> None:
+    """Four times the bytes a ReLU above 50,000: no line through all counts, and straight between 6,000 and 50,000."""
+
+    def carried(count: int) -> SentBytes:
+        return SentBytes(client=30_000 + 80 * count + 240 * max(0, count - 50_000), server=0, dealer=0)
+
+    def cost(backend: str, count: int, network: str) -> float:
+        rtt_s, bytes_per_s = NETWORKS[network]
+        return 0.03 + 2e-7 * count + ROUNDS * rtt_s + carried(count).client / bytes_per_s
+
+    made = predictions(measured(results, cost, tuple(NETWORKS), carried))
+    inside = [entry for entry in made if entry.relu_count in (15000, 30000)]
+    assert len(inside) == 2 * 2 * len(NETWORKS)
+    for entry in inside:
+        assert entry.error == pytest.approx(0, abs=1e-3)
 
 
 def test_named_counts_are_held_back_together(results: Results) -> None:
