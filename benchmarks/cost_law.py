@@ -10,16 +10,15 @@ a phase that streams hides its work behind its bytes. Elsewhere the plain sum st
 
 A law is worth what it says of points that it has not seen. :func:`predictions` holds ReLU counts back, each in turn or
 those that are named, fits the law on the others and predicts the latency on every network that was measured: nothing
-that was measured at a held-back count goes in. Bytes and rounds are predicted as well: between the neighbouring counts'
-(the rings of `preset` grow in steps, so its offline bytes are no line), and beyond all by a line through the others'.
+that was measured at a held-back count goes in. Bytes and rounds are predicted as well, on the line through the two
+nearest counts: the rings of `preset` grow in steps, so that no one line has its offline bytes.
 """
 
 from __future__ import annotations
 
+from bisect import bisect
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-
-import numpy as np
 
 from benchmarks.errors import MeasureError
 from benchmarks.fit import MIN_POINTS, fit_line
@@ -231,13 +230,11 @@ def _predict(seen: Sequence[Point], point: Point, *, backend: str, model: str, p
 
 
 def _between(known: Mapping[int, float], count: int) -> float:
-    """The value at a count, on the straight line between its neighbours; beyond all, on the line fitted to them."""
+    """The value at a count, on the straight line through the two counts around it, or the two nearest beyond all."""
     counts = sorted(known)
-    values = [known[at] for at in counts]
-    if counts[0] <= count <= counts[-1]:
-        return float(np.interp(count, counts, values))
-    line = fit_line(counts, values)
-    return max(line.intercept + line.slope * count, 0.0)
+    upper = min(max(bisect(counts, count), 1), len(counts) - 1)
+    low, high = counts[upper - 1], counts[upper]
+    return max(known[low] + (known[high] - known[low]) * (count - low) / (high - low), 0.0)
 
 
 def _series(results: Results) -> list[tuple[str, str, Phase, list[Point]]]:
