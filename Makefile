@@ -32,6 +32,7 @@ results-networks: $(VENV)/installed
 	$(BIN)/pi-pipeline bench resnet18 --budgets 6000,15000,30000,50000,100000,full \
 		--backends preset,crypten,plaintext --networks loopback,lan,wan --runs 16 --runs-on lan=8 --runs-on wan=1 \
 		--sweeps 1 --at-once 6 --images 4 --output runs/networks
+	$(BIN)/pi-pipeline report runs/networks
 	cp runs/networks/results.json $(RESULTS)/resnet18-32x32-networks.json
 	cp runs/networks/report.html $(RESULTS)/resnet18-32x32-networks.html
 
@@ -45,6 +46,7 @@ results-peers: $(VENV)/installed
 	$(BIN)/pi-pipeline bench resnet18 --budgets 50000,full \
 		--backends preset,crypten,crypten-unmasked,spu-cheetah,spu-semi2k,plaintext --runs 1 --sweeps 1 --images 1 \
 		--output runs/peers
+	$(BIN)/pi-pipeline report runs/peers
 	cp runs/peers/results.json $(RESULTS)/resnet18-32x32-peers.json
 	cp runs/peers/report.html $(RESULTS)/resnet18-32x32-peers.html
 
@@ -64,6 +66,7 @@ results-trained: results-methods
 	$(BIN)/pi-pipeline bench $(addprefix $(CELLS)/,$(TRAINED)) --budgets full,trained \
 		--backends preset,crypten,plaintext --networks loopback,wan --images 100 --runs 8 --runs-on wan=2 --sweeps 1 \
 		--output runs/trained
+	$(BIN)/pi-pipeline report runs/trained
 	cp runs/trained/results.json $(RESULTS)/cifar10-width16-trained.json
 	cp runs/trained/report.html $(RESULTS)/cifar10-width16-trained.html
 
