@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fake_bench import Bench
 from safetensors.numpy import save_file
 
 from benchmarks.schema import (
@@ -209,3 +210,9 @@ def run_dir(tmp_path: Path, results: Results) -> Path:
         document = json.dumps({"relu_count": count, "val_accuracy": accuracy})
         save_file({"w": np.zeros(1, np.float32)}, tmp_path / f"{name}.safetensors", {"document": document})
     return tmp_path
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    """A run of the harness on fake backends."""
+    return Bench(tmp_path)

@@ -10,112 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import pytest
+from fake_bench import ONLINE_S, Bench, open_after, timed
 from tiny_network import save_network
 
 from benchmarks.errors import MeasureError
-from benchmarks.harness import BenchSettings, run_bench
+from benchmarks.harness import BenchSettings
 from benchmarks.headline import headline
-from benchmarks.results_file import load_results
-from benchmarks.schema import PHASES, Results
+from benchmarks.schema import PHASES
 from benchmarks.subjects import SubjectFile, load_subjects
 from benchmarks.summary import layer_costs, phase_cost
 from benchmarks.sweep import stations
-from pi_runtime.backend import Backend, Cost, LayerCost, RunCost
-from pi_runtime.errors import BackendError
-from pi_runtime.spu.interpreter import PINS
-
-SETUP = Cost(seconds=3.0, sent_bytes={"client": 1, "server": 2, "dealer": 3}, messages=4, rounds=5)
-# Seconds of successive inferences; the first belongs to the warm-up. Median 0.3, minimum 0.1, maximum 0.9.
-ONLINE_S = (77.0, 0.3, 0.9, 0.1, 0.2, 0.5)
-KEPT = [0, 2]
-
-
-class FakeBackend(Backend):
-    """Plaintext logits at a cost that is a formula of the call: bytes grow with the graph's ReLUs."""
-
-    def __init__(self, name: str, journal: list[str], distort: Callable[[Any], Any] = lambda logits: logits) -> None:
-        self.name, self.journal, self.distort = name, journal, distort
-        self.byte_source = "tcp_info"
-        self.calls = itertools.count()
-
-    def prepare(self, model: Path) -> None:
-        self.graph = model.stem
-        self.session = onnxruntime.InferenceSession(model.read_bytes(), providers=["CPUExecutionProvider"])
-        self.journal.append(f"prepare {self.name} {self.graph}")
-
-    def offline(self, batch: int, count: int = 1) -> None:
-        """Nothing to make ahead."""
-
-    def infer(self, images: Any) -> tuple[Any, RunCost]:
-        self.journal.append(f"infer {self.name} {self.graph} {len(images)}")
-        relus = 4 if self.graph == "full" else len(KEPT)
-        seconds = ONLINE_S[next(self.calls) % len(ONLINE_S)] * relus
-        half = Cost(
-            seconds=seconds / 2, sent_bytes={"client": 50 * relus, "server": 7, "dealer": 0}, messages=3, rounds=2
-        )
-        offline = Cost(
-            seconds=0.25, sent_bytes={"client": 0, "server": 0, "dealer": 1000 * relus}, messages=1, rounds=1
-        )
-        layers = (
-            LayerCost(name="relu1", op="relu", relu_count=relus, phase="offline", cost=offline),
-            LayerCost(name="relu1", op="relu", relu_count=relus, phase="online", cost=half),
-            LayerCost(name="relu1", op="relu", relu_count=relus, phase="online", cost=half),
-            LayerCost(name="fc2", op="linear", relu_count=0, phase="online", cost=Cost(seconds=0.01)),
-        )
-        phases = {"setup": SETUP, "offline": offline, "online": half + half}
-        return self.distort(self.session.run(None, {"input": images})[0]), RunCost(phases=phases, layers=layers)
-
-    def close(self) -> None:
-        self.journal.append(f"close {self.name} {self.graph}")
-
-
-class Bench:
-    """The arguments of a run on fake backends; ``distort`` changes the logits of the backends named in it."""
-
-    def __init__(self, root: Path) -> None:
-        self.journal: list[str] = []
-        self.distort: dict[str, Callable[[Any], Any]] = {}
-        self.path = root / "results.json"
-        facts = {"name": "tiny", "dataset": "noise", "relu_budget": 2}
-        self.full = save_network(root / "full.onnx", [0, 1, 2, 3], **facts)
-        self.linearized = save_network(root / "model.onnx", KEPT, **facts)
-        rng = np.random.default_rng(3)
-        self.images = rng.normal(size=(13, 1, 2, 2)).astype(np.float32)
-        self.labels: Any = rng.integers(0, 3, size=13)
-        self.settings = BenchSettings(runs=5, warmup=1, sweeps=1, subjects_at_once=2, accuracy_batch=4)
-
-    def open(self, name: str) -> Backend:
-        return FakeBackend(name, self.journal, self.distort.get(name, lambda logits: logits))
-
-    @property
-    def subjects(self) -> list[SubjectFile]:
-        """The full network, on two images, and the linearized one, on ten."""
-        common: dict[str, Any] = {"images": self.images, "labels": self.labels, "weights": "trained"}
-        return [
-            SubjectFile(name="full", path=self.full, mask="all", accuracy_images=2, **common),
-            SubjectFile(name="linearized", path=self.linearized, mask="trained", accuracy_images=10, **common),
-        ]
-
-    def run(self, *backends: str, **changes: Any) -> Results:
-        arguments: dict[str, Any] = {
-            "subjects": self.subjects,
-            "backends": backends or ("fake",),
-            "results_path": self.path,
-            "settings": self.settings,
-            "opener": self.open,
-        }
-        return run_bench(**(arguments | changes))
-
-    def plaintext(self, file: Path) -> Any:
-        session = onnxruntime.InferenceSession(file.read_bytes(), providers=["CPUExecutionProvider"])
-        return session.run(None, {"input": self.images})[0]
-
-
-@pytest.fixture
-def bench(tmp_path: Path) -> Bench:
-    return Bench(tmp_path)
 
 
 @pytest.mark.parametrize(("subject", "relus"), [("full", 4), ("linearized", 2)])
@@ -154,11 +59,6 @@ def test_layers_are_booked_once_with_their_parts_added(bench: Bench) -> None:
     assert [row.layer for row in layer_costs(results, "fake", "linearized", "offline")] == ["relu1"]
 
 
-def timed(journal: list[str]) -> list[str]:
-    """Backend and network of every inference of one image."""
-    return [" ".join(entry.split()[1:3]) for entry in journal if entry.endswith(" 1")]
-
-
 def test_networks_that_are_open_together_take_turns_and_the_warm_up_comes_first(bench: Bench) -> None:
     bench.run()
     assert timed(bench.journal) == ["fake full", "fake model", "fake model", "fake full"] * 3
@@ -188,12 +88,8 @@ def test_backends_of_one_subject_take_turns_and_subjects_are_visited_to_and_fro(
     setup = phase_cost(results, "a", "full", "setup")
     assert setup is not None
     assert setup.latency_s.runs == 2, "once a sweep"
-    opened = max(itertools.accumulate(_step(entry) for entry in bench.journal))
+    opened = max(itertools.accumulate(open_after(entry) for entry in bench.journal))
     assert opened == 2, "only one subject's backends are open at a time"
-
-
-def _step(entry: str) -> int:
-    return {"prepare": 1, "close": -1}.get(entry.split()[0], 0)
 
 
 def test_there_are_never_more_sweeps_than_runs(bench: Bench) -> None:
@@ -286,111 +182,6 @@ def test_what_is_no_logits_ends_the_run_and_names_the_backend(
     assert len([entry for entry in bench.journal if entry.startswith("close")]) == 2
 
 
-def test_a_run_that_failed_goes_on_from_the_last_finished_unit(bench: Bench) -> None:
-    calls = itertools.count()
-
-    def die_in_second_check(logits: Any) -> Any:
-        if next(calls) == 12 + 1 + 1:  # timed runs of both networks, the one batch of the first, one of the second
-            raise BackendError("the process died")
-        return logits
-
-    bench.distort["second"] = die_in_second_check
-    with pytest.raises(BackendError):
-        bench.run("first", "second")
-    assert not bench.path.exists()
-    partial = load_results(bench.path.with_name("results.partial.json"))
-    assert partial.backends == ("first", "second")
-    assert [(e.backend, e.subject) for e in partial.secure] == [
-        ("first", "full"),
-        ("first", "linearized"),
-        ("second", "full"),
-    ]
-    bench.journal.clear()
-    bench.distort.clear()
-    results = bench.run("first", "second")
-    assert bench.journal == [
-        "prepare second model",
-        "infer second model 4",
-        "infer second model 4",
-        "infer second model 2",
-        "close second model",
-    ]
-    assert results.rows == partial.rows
-    assert not bench.path.with_name("results.partial.json").exists()
-    assert load_results(bench.path) == results
-
-
-def test_a_finished_run_is_not_measured_again_and_takes_in_another_backend(bench: Bench) -> None:
-    first = bench.run("first")
-    bench.journal.clear()
-    assert bench.run("first") == first
-    assert bench.journal == []
-    both = bench.run("second")
-    assert both.backends == ("first", "second")
-    assert not [entry for entry in bench.journal if "first" in entry]
-
-
-def test_versions_of_a_backends_own_python_are_told_and_measure_nothing_anew(bench: Bench) -> None:
-    first = bench.run("fake")
-    told = bench.run("fake", "spu-semi2k").environment
-    assert told.packages == PINS | first.environment.packages
-    assert told.packages["numpy"] == np.__version__
-    assert [line for line in bench.journal if line.startswith("prepare fake")] == [
-        "prepare fake full",
-        "prepare fake model",
-    ]
-
-
-def test_a_sweep_that_dies_in_the_middle_goes_on_with_what_is_missing(bench: Bench) -> None:
-    bench.settings = BenchSettings(runs=4, warmup=0, sweeps=2, accuracy_batch=50)
-    calls = itertools.count()
-
-    def die_on_the_way_back(logits: Any) -> Any:
-        if next(calls) == 2 * 2 + 2 + 3:  # both subjects' first runs and comparisons, three of the second sweep's
-            raise BackendError("the process died")
-        return logits
-
-    bench.distort["b"] = die_on_the_way_back
-    with pytest.raises(BackendError):
-        bench.run("a", "b")
-    assert sum(_step(entry) for entry in bench.journal) == 0, "what was opened is closed"
-    partial = load_results(bench.path.with_name("results.partial.json"))
-    done = {(row.backend, row.subject, row.sweep) for row in partial.rows}
-    pairs = [(backend, subject) for backend in ("a", "b") for subject in ("full", "linearized")]
-    assert done == {(*pair, 0) for pair in pairs} | {("a", "linearized", 1), ("b", "linearized", 1)}
-    bench.journal.clear()
-    bench.distort.clear()
-    results = bench.run("a", "b")
-    assert timed(bench.journal) == ["a full", "b full", "b full", "a full"]
-    assert results.rows[: len(partial.rows)] == partial.rows
-    assert {(row.backend, row.subject, row.sweep) for row in results.rows} == {
-        (*pair, sweep) for pair in pairs for sweep in (0, 1)
-    }
-
-
-@pytest.mark.parametrize("change", ["images", "settings", "network", "labels"])
-def test_other_inputs_are_measured_anew(bench: Bench, change: str) -> None:
-    bench.run()
-    bench.journal.clear()
-    match change:
-        case "images":
-            bench.images = bench.images * 2
-        case "settings":
-            bench.settings = BenchSettings(runs=4)
-        case "network":
-            save_network(bench.linearized, [1, 3])
-        case "labels":
-            bench.labels = (bench.labels + 1) % 3
-    bench.run()
-    assert "prepare fake full" in bench.journal
-
-
-def test_a_damaged_file_of_an_earlier_run_is_measured_over(bench: Bench) -> None:
-    bench.path.write_text('{"schema": 1', encoding="utf-8")
-    results = bench.run()
-    assert load_results(bench.path) == results
-
-
 def test_a_network_alone_without_labels_is_measured(bench: Bench) -> None:
     bench.labels = None
     results = bench.run(subjects=bench.subjects[1:])
@@ -405,51 +196,3 @@ def test_progress_ends_complete(bench: Bench) -> None:
     assert told["full, linearized: timed runs, sweep 1"] == (6, 6)
     assert told["fake: test images (full)"] == (2, 2)
     assert all(done == total for done, total in told.values())
-
-
-@pytest.mark.parametrize(
-    ("images", "labels", "message"),
-    [
-        (
-            np.zeros((5, 1, 3, 3), np.float32),
-            None,
-            r"images of full must have shape \[N, 1, 2, 2\], got \[5, 1, 3, 3\]",
-        ),
-        (np.zeros((0, 1, 2, 2), np.float32), None, "images of full must have shape"),
-        (np.zeros((5, 1, 2, 2), np.uint8), None, "images of full must be float32, got uint8"),
-        (np.zeros((5, 1, 2, 2), np.float32), np.zeros(4, np.int64), r"labels of full must have shape \[5\]"),
-    ],
-)
-def test_inputs_that_do_not_fit_are_one_line(bench: Bench, images: Any, labels: Any, message: str) -> None:
-    bench.images, bench.labels = images, labels
-    with pytest.raises(MeasureError, match=message):
-        bench.run()
-    assert bench.journal == []
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [({"backends": ()}, "backends must name at least one"), ({"subjects": ()}, "subjects must hold at least one")],
-)
-def test_nothing_to_measure_is_one_line(bench: Bench, changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(MeasureError, match=message):
-        bench.run(**changes)
-
-
-def test_two_subjects_of_one_name_are_refused(bench: Bench) -> None:
-    with pytest.raises(MeasureError, match="got 'full' twice"):
-        bench.run(subjects=[bench.subjects[0], bench.subjects[0]])
-
-
-def test_networks_of_different_classes_are_refused(bench: Bench, tmp_path: Path) -> None:
-    bench.linearized = save_network(tmp_path / "other.onnx", KEPT, classes=5, name="tiny")
-    with pytest.raises(MeasureError, match="must be of one network"):
-        bench.run()
-
-
-@pytest.mark.parametrize(
-    ("name", "value"), [("runs", 0), ("warmup", -1), ("sweeps", 0), ("subjects_at_once", 0), ("threads", 0)]
-)
-def test_settings_out_of_range_name_the_setting(name: str, value: int) -> None:
-    with pytest.raises(MeasureError, match=f"{name} must be >= .*, got {value}"):
-        BenchSettings(**{name: value})
