@@ -1,5 +1,6 @@
 # make run | test | check: each makes the virtual environment on first use.
-# make results: the raw figures of the README, resumable; hours on two quiet cores, of which the comparison is most.
+# make results: the raw figures of the README, resumable; a day or more on two quiet cores, most of it the comparison.
+# CIFAR10 holds train/CLASS/*.png and test/CLASS/*.png; results-peers wants PI_SPU_PYTHON, links want root.
 BUDGET ?= 6000
 CIFAR10 ?= cifar10
 PYTHON ?= python3
@@ -41,7 +42,6 @@ results-threads2: $(VENV)/installed
 		--sweeps 1 --images 4 --output runs/threads2
 	cp runs/threads2/results.json $(RESULTS)/resnet18-32x32-threads2.json
 
-# Wants PI_SPU_PYTHON, see the README.
 results-peers: $(VENV)/installed
 	$(BIN)/pi-pipeline bench resnet18 --budgets 50000,full \
 		--backends preset,crypten,crypten-unmasked,spu-cheetah,spu-semi2k,plaintext --runs 1 --sweeps 1 --images 1 \
