@@ -7,7 +7,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test check clean results results-networks results-threads2 results-peers results-digits results-methods \
+.PHONY: run test check clean results results-networks results-budgets results-threads2 results-peers results-digits results-methods \
 	results-trained
 
 run: $(VENV)/installed
@@ -26,7 +26,7 @@ RESULTS := benchmarks/results
 CELLS := runs/methods/cells
 TRAINED := ours-3000-seed0 ours-1500-seed0 ours_4_layers-1500-seed0 snl-3000-seed0 snl-1500-seed0
 
-results: results-networks results-threads2 results-peers results-digits results-methods results-trained
+results: results-networks results-budgets results-threads2 results-peers results-digits results-methods results-trained
 
 # Every budget open at once: drift of the machine falls on all of them alike.
 results-networks: $(VENV)/installed
@@ -36,6 +36,14 @@ results-networks: $(VENV)/installed
 	$(BIN)/pi-pipeline report runs/networks
 	cp runs/networks/results.json $(RESULTS)/resnet18-32x32-networks.json
 	cp runs/networks/report.html $(RESULTS)/resnet18-32x32-networks.html
+
+# preset alone and often, to predict held-back budgets: medians of 16 of its runs wander by 10 %.
+results-budgets: $(VENV)/installed
+	$(BIN)/pi-pipeline bench resnet18 --budgets 6000,15000,30000,50000,100000,full --backends preset,plaintext \
+		--networks loopback,lan,wan --runs 64 --runs-on wan=2 --sweeps 1 --at-once 6 --images 1 --output runs/budgets
+	$(BIN)/pi-pipeline report runs/budgets
+	cp runs/budgets/results.json $(RESULTS)/resnet18-32x32-budgets.json
+	cp runs/budgets/report.html $(RESULTS)/resnet18-32x32-budgets.html
 
 results-threads2: $(VENV)/installed
 	$(BIN)/pi-pipeline bench resnet18 --budgets 6000 --backends preset,plaintext --party-threads 2 --runs 40 \
