@@ -7,8 +7,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test check clean results results-networks results-budgets results-threads2 results-peers results-digits results-methods \
-	results-trained
+.PHONY: run test check clean results results-networks results-budgets results-threads2 results-peers \
+	results-digits results-methods results-trained
 
 run: $(VENV)/installed
 	$(BIN)/pi-pipeline run --budget $(BUDGET) $(ARGS)
