@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_harness import Bench, FakeBackend
+from fake_bench import Bench, FakeBackend
 
 from benchmarks.errors import MeasureError
 from benchmarks.harness import BenchSettings

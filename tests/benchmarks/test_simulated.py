@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_harness import Bench
+from fake_bench import Bench
 
 from benchmarks.answers import answers
 from benchmarks.results_file import load_results
