@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .PHONY: run test check clean results results-networks results-budgets results-threads2 results-peers \
-	results-digits results-methods results-trained
+	results-digits results-methods results-scoring results-trained
 
 run: $(VENV)/installed
 	$(BIN)/pi-pipeline run --budget $(BUDGET) $(ARGS)
@@ -26,7 +26,7 @@ RESULTS := benchmarks/results
 CELLS := runs/methods/cells
 TRAINED := ours-3000-seed0 ours-1500-seed0 ours_4_layers-1500-seed0 snl-3000-seed0 snl-1500-seed0
 
-results: results-networks results-budgets results-threads2 results-peers results-digits results-methods results-trained
+results: results-networks results-budgets results-threads2 results-peers results-digits results-methods results-scoring results-trained
 
 # Every budget open at once: drift of the machine falls on all of them alike.
 results-networks: $(VENV)/installed
@@ -68,6 +68,11 @@ results-methods: $(VENV)/installed
 	$(BIN)/pi-pipeline compare --plan configs/compare/methods-cifar10-w16.yaml --data-dir $(CIFAR10) \
 		--baseline runs/base/baseline.safetensors --output runs/methods
 	cp runs/methods/cells.csv $(RESULTS)/cifar10-width16-methods.csv
+
+results-scoring: results-methods
+	$(BIN)/pi-pipeline compare --plan configs/compare/scoring-cifar10-w16.yaml --data-dir $(CIFAR10) \
+		--baseline runs/base/baseline.safetensors --output runs/scoring
+	cp runs/scoring/cells.csv $(RESULTS)/cifar10-width16-scoring.csv
 
 results-trained: results-methods
 	for cell in $(TRAINED); do $(BIN)/pi-pipeline export --run-dir $(CELLS)/$$cell || exit 1; done
