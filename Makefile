@@ -26,7 +26,8 @@ RESULTS := benchmarks/results
 CELLS := runs/methods/cells
 TRAINED := ours-3000-seed0 ours-1500-seed0 ours_4_layers-1500-seed0 snl-3000-seed0 snl-1500-seed0
 
-results: results-networks results-budgets results-threads2 results-peers results-digits results-methods results-scoring results-trained
+results: results-networks results-budgets results-threads2 results-peers results-digits results-methods \
+	results-scoring results-trained
 
 # Every budget open at once: drift of the machine falls on all of them alike.
 results-networks: $(VENV)/installed
