@@ -38,7 +38,7 @@ results-networks: $(VENV)/installed
 	cp runs/networks/results.json $(RESULTS)/resnet18-32x32-networks.json
 	cp runs/networks/report.html $(RESULTS)/resnet18-32x32-networks.html
 
-# preset alone and often, to predict held-back budgets: medians of 16 of its runs wander by 10 %.
+# preset alone and often, to predict held-back budgets: medians of 16 of its runs wander by 10 to 20 %.
 results-budgets: $(VENV)/installed
 	$(BIN)/pi-pipeline bench resnet18 --budgets 6000,15000,30000,50000,100000,full --backends preset,plaintext \
 		--networks loopback,lan,wan --runs 64 --runs-on wan=2 --sweeps 1 --at-once 6 --images 1 --output runs/budgets

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+
+from benchmarks.plots import Mark, Plot
 
 _GAP = 3.0
 _ROUNDS = 8
@@ -25,6 +27,27 @@ class Box:
         width = min(self.right, other.right) - max(self.left, other.left)
         height = min(self.high, other.high) - max(self.low, other.low)
         return max(0.0, width) * max(0.0, height)
+
+
+def labelled(
+    plot: Plot, at: Callable[[Mark], tuple[float, float]], *, character: float, line: float, area: Box, radius: float
+) -> list[tuple[Mark, Box]]:
+    """Every mark of the plot that has a label, and the box for it.
+
+    at: where a mark is drawn, y upwards. character, line: about a character's width and a line's height, in the same
+    unit as ``area`` and the ``radius`` of a point.
+    """
+    marks = [mark for series in plot.series if series.dot != "none" for mark in series.marks if plot.drawable(mark)]
+    named = [mark for mark in marks if mark.label]
+    boxes = places(
+        [at(mark) for mark in named],
+        [character * len(mark.label) for mark in named],
+        line,
+        area=area,
+        radius=radius,
+        others=[at(mark) for mark in marks if not mark.label],
+    )
+    return list(zip(named, boxes, strict=True))
 
 
 def places(

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.bars import Chart
 from benchmarks.kept_maps import MapFigure
 from benchmarks.layer_figures import LayerFigure
-from benchmarks.mark_labels import Box, places
+from benchmarks.mark_labels import Box, labelled
 from benchmarks.palette import LIGHT
-from benchmarks.plots import Axis, Plot, Unit, tick_of
+from benchmarks.plots import Axis, Mark, Plot, Unit, tick_of
 from pi_runtime.files import replacing
 
 if TYPE_CHECKING:
@@ -100,24 +100,19 @@ def _plot(plot: Plot) -> Figure:
 
 
 def _mark_labels(figure: Figure, axes: Axes, plot: Plot) -> None:
-    marks = [mark for series in plot.series if series.dot != "none" for mark in series.marks if plot.drawable(mark)]
-    named = [mark for mark in marks if mark.label]
-    if not named:
+    if not any(mark.label for series in plot.series for mark in series.marks):
         return
     figure.draw_without_rendering()  # the layout is known from here
     scale = 72 / figure.dpi
-    at = {id(mark): tuple(scale * axes.transData.transform((mark.x, mark.y))) for mark in marks}
-    area = axes.get_window_extent()
-    boxes = places(
-        [at[id(mark)] for mark in named],
-        [0.6 * _LABEL * len(mark.label) for mark in named],
-        1.3 * _LABEL,
-        area=Box(left=scale * area.x0, right=scale * area.x1, low=scale * area.y0, high=scale * area.y1),
-        radius=4,
-        others=[at[id(mark)] for mark in marks if not mark.label],
-    )
-    for mark, box in zip(named, boxes, strict=True):
-        x, y = at[id(mark)]
+
+    def at(mark: Mark) -> tuple[float, float]:
+        x, y = axes.transData.transform((mark.x, mark.y))
+        return scale * x, scale * y
+
+    extent = axes.get_window_extent()
+    area = Box(left=scale * extent.x0, right=scale * extent.x1, low=scale * extent.y0, high=scale * extent.y1)
+    for mark, box in labelled(plot, at, character=0.6 * _LABEL, line=1.3 * _LABEL, area=area, radius=4):
+        x, y = at(mark)
         offset = (box.left - x, box.low - y)
         text = axes.annotate(mark.label, (mark.x, mark.y), offset, textcoords="offset points", fontsize=_LABEL)
         text.set_in_layout(False)

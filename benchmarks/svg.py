@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
-from benchmarks.mark_labels import Box, places
+from benchmarks.mark_labels import Box, labelled
 from benchmarks.plots import Axis, Mark, Plot, Series, text_of, tick_of
 from benchmarks.scales import Scale, linear_scale, log_scale
 
@@ -114,19 +114,12 @@ def _mark(plot: Plot, series: Series, mark: Mark, frame: _Frame) -> str:
 
 
 def _labels(plot: Plot, frame: _Frame) -> str:
-    marks = [mark for series in plot.series if series.dot != "none" for mark in series.marks if plot.drawable(mark)]
-    named = [mark for mark in marks if mark.label]
-    # Here y grows downwards; places are looked for with y upwards.
-    at = {id(mark): (x, -y) for mark in marks for x, y in [frame.place(mark.x, mark.y)]}
-    boxes = places(
-        [at[id(mark)] for mark in named],
-        [_CHARACTER * len(mark.label) for mark in named],
-        _LINE,
-        area=Box(left=frame.left, right=frame.width, low=frame.bottom - frame.height, high=0),
-        radius=5,
-        others=[at[id(mark)] for mark in marks if not mark.label],
-    )
+    def at(mark: Mark) -> tuple[float, float]:
+        x, y = frame.place(mark.x, mark.y)
+        return x, -y  # y grows downwards here
+
+    area = Box(left=frame.left, right=frame.width, low=frame.bottom - frame.height, high=0)
     return "".join(
         f'<text x="{box.left:.1f}" y="{4 - box.low - _LINE / 2:.1f}">{escape(mark.label)}</text>'
-        for mark, box in zip(named, boxes, strict=True)
+        for mark, box in labelled(plot, at, character=_CHARACTER, line=_LINE, area=area, radius=5)
     )
