@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 
 from benchmarks.bookkeeping import layer_rows, modelled_row, phase_rows
@@ -35,7 +36,8 @@ from pi_runtime.networks import Networks
 class BenchSettings:
     """How to measure.
 
-    runs: timed inferences of one image for each subject and backend; runs_on: on the networks named in it instead.
+    runs: timed inferences of one image for each subject and backend; runs_on: on the networks named in it instead;
+    runs_of: of the backends named in it instead. Where both are given, the fewer.
     warmup: inferences before them, in each sweep, that do not count.
     sweeps: passes over the subjects among which the runs are divided; never more than runs.
     subjects_at_once: subjects that are open together, with all their backends.
@@ -50,10 +52,12 @@ class BenchSettings:
     accuracy_batch: int = 50
     threads: int = 1
     runs_on: Mapping[str, int] = field(default_factory=dict)
+    runs_of: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         counts = asdict(self)
-        counts |= {f"runs_on {network}": runs for network, runs in counts.pop("runs_on").items()}
+        for table in ("runs_on", "runs_of"):
+            counts |= {f"{table} {name}": runs for name, runs in counts.pop(table).items()}
         for name, value in counts.items():
             least = 0 if name == "warmup" else 1
             if value < least:
@@ -68,6 +72,7 @@ class BenchSettings:
             subjects_at_once=min(self.subjects_at_once, subjects),
             accuracy_batch=self.accuracy_batch,
             runs_on=dict(self.runs_on),
+            runs_of=dict(self.runs_of),
         )
 
 
@@ -156,16 +161,16 @@ class _Bench(Closing):
     def visit(self, station: Station) -> None:
         """Does what is missing of one station: its timing on every network, and the comparison of each pair."""
         for network, measured in self.placement.measured.items():
-            runs = self.results.schedule.share(station.sweep, network)
-            pairs = [(name, file) for name in self.backends for file in station.subjects]
+            share = partial(self.results.schedule.share, station.sweep, network)
+            pairs = [(name, file) for name in self.backends for file in station.subjects if name not in file.left_out]
             wanted = (station.sweep, network, "measured")
             timed = {(r.backend, r.subject) for r in self.results.rows if (r.sweep, r.network, r.kind) == wanted}
-            wanted_here = [pair for pair in pairs if runs and pair[0] in measured]
-            untimed = [pair for pair in wanted_here if (pair[0], pair[1].name) not in timed]
+            wanted_here = [pair for pair in pairs if share(pair[0]) and pair[0] in measured]
+            untimed = {pair: share(pair[0]) for pair in wanted_here if (pair[0], pair[1].name) not in timed}
             unchecked = [pair for pair in pairs if self.results.accuracy_of(pair[0], pair[1].name) is None]
             opened = [pair for pair in pairs if pair in untimed or (pair in unchecked and network == LOOPBACK)]
             if opened:
-                self._open_and_measure(station, runs, network, opened, untimed)
+                self._open_and_measure(station, network, opened, untimed)
 
     def finish(self) -> Results:
         """Adds what is simulated and modelled, writes the results in place and removes the partial ones."""
@@ -179,7 +184,7 @@ class _Bench(Closing):
         self.links.close()
 
     def _open_and_measure(
-        self, station: Station, runs: range, network: str, opened: Sequence[Pair], untimed: Sequence[Pair]
+        self, station: Station, network: str, opened: Sequence[Pair], untimed: Mapping[Pair, range]
     ) -> None:
         self._keep(self.links.ready(network, self.results))
         with self.links.blaming(network):
@@ -192,15 +197,15 @@ class _Bench(Closing):
             with bay:
                 bay.prepare(opened)
                 if untimed:
-                    self._time(bay, untimed, station, runs, network)
+                    self._time(bay, untimed, station, network)
                 for pair in opened:
                     if network == LOOPBACK and self.results.accuracy_of(pair[0], pair[1].name) is None:
                         self._compare(bay, pair)
             self._keep(self.links.after(network, self.results))
 
-    def _time(self, bay: Bay, pairs: Sequence[Pair], station: Station, runs: range, network: str) -> None:
+    def _time(self, bay: Bay, runs: Mapping[Pair, range], station: Station, network: str) -> None:
         rows, layers = list(self.results.rows), list(self.results.layers)
-        for pair, costs in zip(pairs, bay.time(pairs, station, runs, self.results.schedule.warmup), strict=True):
+        for pair, costs in bay.time(runs, station, self.results.schedule.warmup).items():
             backend, subject = pair[0], pair[1].name
             rows += phase_rows(
                 costs,

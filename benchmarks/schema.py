@@ -194,7 +194,8 @@ class Schedule(_Part):
     """How the measurement went.
 
     runs: timed inferences of one image for each backend and subject; runs_on: the same on the networks named in it;
-    warmup: those before them, in each sweep.
+    runs_of: the same of the backends named in it; where both are given, the fewer. warmup: those before them, in each
+    sweep.
     sweeps: passes over all subjects, every other one in reverse order; the runs are divided among them.
     subjects_at_once: how many subjects are open together. All their backends are, and take turns run by run.
     accuracy_batch: images in one inference of the comparison with plaintext.
@@ -206,10 +207,12 @@ class Schedule(_Part):
     subjects_at_once: Positive
     accuracy_batch: Positive
     runs_on: dict[str, Positive] = {}
+    runs_of: dict[str, Positive] = {}
 
-    def share(self, sweep: int, network: str) -> range:
-        """The runs of a sweep on a network, numbered from the first sweep's first; there may be none."""
-        each, more = divmod(self.runs_on.get(network, self.runs), self.sweeps)
+    def share(self, sweep: int, network: str, backend: str) -> range:
+        """A backend's runs of a sweep on a network, numbered from the first sweep's first; there may be none."""
+        own = [runs[name] for runs, name in ((self.runs_on, network), (self.runs_of, backend)) if name in runs]
+        each, more = divmod(min(own, default=self.runs), self.sweeps)
         start = sweep * each + min(sweep, more)
         return range(start, start + each + (sweep < more))
 

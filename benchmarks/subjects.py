@@ -30,7 +30,8 @@ class SubjectFile:
     the accuracies, None where there are none. model: the network's name, the same at each budget; from the metadata of
     the file where it is None. mask, weights, images_kind: as :class:`benchmarks.schema.Subject` has them.
     accuracy_images: how many of the images a backend's logits are compared on, spread evenly. simulated_images: how
-    many go through the simulator of `preset` where that is among the backends.
+    many go through the simulator of `preset` where that is among the backends. left_out: backends that are not measured
+    on it.
     """
 
     name: str
@@ -43,6 +44,7 @@ class SubjectFile:
     images_kind: ImagesKind = "test"
     accuracy_images: int = 100
     simulated_images: int = 0
+    left_out: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         if self.accuracy_images < 1:

@@ -2,13 +2,14 @@
 
 A machine drifts. Two figures can be compared when they were taken in the same seconds: all backends of one subject are
 open together, each repetition runs every one of them once, and the order turns around at each repetition, so that none
-always runs on another's warm caches. Subjects are too many to be open together; so that drift hits them alike, they are
-all visited in each of several sweeps, every other one in reverse order, and the runs are divided among the sweeps.
+always runs on another's warm caches. A backend of fewer runs sits out repetitions, evenly over their time. Subjects are
+too many to be open together; so that drift hits them alike, they are all visited in each of several sweeps, every
+other one in reverse order, and the runs are divided among the sweeps.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import islice
@@ -18,7 +19,7 @@ import numpy as np
 from benchmarks.errors import MeasureError
 from benchmarks.reference import Images, Logits, accuracy
 from benchmarks.schema import LOOPBACK, Schedule, SecureAccuracy
-from benchmarks.subjects import SubjectFile, Subjects
+from benchmarks.subjects import SubjectFile, Subjects, spread
 from pi_runtime.backend import Backend, RunCost
 
 Progress = Callable[[str, int, int], None]
@@ -78,25 +79,30 @@ class Bay:
         """Where the pair's backend counts its bytes; empty where it does not say."""
         return str(getattr(self._open[pair[0], pair[1].name], "byte_source", None) or "")
 
-    def time(self, pairs: Sequence[Pair], station: Station, runs: range, warmup: int) -> list[list[RunCost]]:
+    def time(self, runs: Mapping[Pair, range], station: Station, warmup: int) -> dict[Pair, list[RunCost]]:
         """The cost of every timed run of one image, by pair; the pairs take turns, in alternating order.
 
-        runs: their numbers among all of a pair's on this network, which choose the images.
+        runs: their numbers among all of a pair's on this network, which choose the images; at least one.
         """
-        costs: list[list[RunCost]] = [[] for _ in pairs]
-        steps = warmup + len(runs)
+        costs: dict[Pair, list[RunCost]] = {pair: [] for pair in runs}
+        most = max(len(own) for own in runs.values())
+        steps = warmup + most
+        taking_part = {
+            pair: {*range(warmup), *(warmup + turn for turn in spread(most, len(own)))} for pair, own in runs.items()
+        }
         label = (
             f"{', '.join(file.name for file in station.subjects)}: timed runs, sweep {station.sweep + 1}{self._where}"
         )
         for step in range(steps):
             self._progress(label, step, steps)
-            order = range(len(pairs)) if step % 2 == 0 else reversed(range(len(pairs)))
-            for index in order:
-                images = pairs[index][1].images
-                picture = (runs.start + step) % len(images)
-                cost = self._infer(pairs[index], images[picture : picture + 1])[1]
+            order = [pair for pair in runs if step in taking_part[pair]]
+            for pair in order if step % 2 == 0 else reversed(order):
+                images = pair[1].images
+                done = step if step < warmup else warmup + len(costs[pair])
+                picture = (runs[pair].start + done) % len(images)
+                cost = self._infer(pair, images[picture : picture + 1])[1]
                 if step >= warmup:
-                    costs[index].append(cost)
+                    costs[pair].append(cost)
         self._progress(label, steps, steps)
         return costs
 

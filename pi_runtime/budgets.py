@@ -30,10 +30,11 @@ Mask = Literal["all", "trained", "random", "given"]
 class BudgetFile:
     """A network at one budget.
 
-    name: ``full``, ``linearized`` for the trained mask asked for as such, else the budget in digits.
+    budget: as it was asked for. name: ``full``, ``linearized`` for ``trained``, else the budget in digits.
     mask: how the kept ReLUs were chosen; ``given`` where the file came with fewer than all and does not say.
     """
 
+    budget: Budget
     name: str
     path: Path
     mask: Mask
@@ -104,7 +105,7 @@ def at_budgets(
             raise ConfigError(f"{network} comes without a trained mask; give the directory of a run, or a count")
         found = known.get(budget)
         if found is not None and found.calibrated:
-            files.append(BudgetFile(name=name, path=found.path, mask=found.mask))
+            files.append(BudgetFile(budget=budget, name=name, path=found.path, mask=found.mask))
             continue
         proto = onnx.load_model(network if found is None else found.path)
         if found is None:
@@ -112,7 +113,7 @@ def at_budgets(
             proto = with_random_mask(proto, budget, seed=seed, origin=str(network))
         path = directory / f"{name}.onnx"
         _save_calibrated(proto, images, path)
-        files.append(BudgetFile(name=name, path=path, mask="random" if found is None else found.mask))
+        files.append(BudgetFile(budget=budget, name=name, path=path, mask="random" if found is None else found.mask))
     if progress is not None:
         progress(f"{network.stem}: budgets", len(wanted), len(wanted))
     return tuple(files)

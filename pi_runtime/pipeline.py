@@ -232,6 +232,7 @@ def measure(
     subjects_at_once: int,
     networks: Sequence[str] = ("loopback",),
     runs_on: Mapping[str, int] | None = None,
+    runs_of: Mapping[str, int] | None = None,
 ) -> dict[str, Any]:
     """Measures ``subjects`` on each backend and network, prints the tables and returns the headline figures.
 
@@ -253,7 +254,12 @@ def measure(
             backends=backends,
             results_path=results_path,
             settings=BenchSettings(
-                runs=runs, threads=threads, sweeps=sweeps, subjects_at_once=subjects_at_once, runs_on=runs_on or {}
+                runs=runs,
+                threads=threads,
+                sweeps=sweeps,
+                subjects_at_once=subjects_at_once,
+                runs_on=runs_on or {},
+                runs_of=runs_of or {},
             ),
             networks=networks,
             opener=opener,

@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+
+if TYPE_CHECKING:
+    from pi_runtime.budgets import Budget
 
 BACKENDS = "plaintext,crypten,preset"
 _COUNT = click.IntRange(min=1)
@@ -78,6 +81,18 @@ def take_bench_options(options: dict[str, Any]) -> dict[str, Any]:
 @click.option(
     "--runs-on", metavar="NETWORK=COUNT", multiple=True, help="runs on a network, in place of --runs; repeatable"
 )
+@click.option(
+    "--runs-of",
+    metavar="BACKEND=COUNT",
+    multiple=True,
+    help="runs of a backend, in place of --runs; with --runs-on the fewer; repeatable",
+)
+@click.option(
+    "--budgets-of",
+    metavar="BACKEND=COUNTS",
+    multiple=True,
+    help="which of --budgets a backend is measured at  [all]; repeatable",
+)
 @click.option("--sweeps", default=2, show_default=True, type=_COUNT, help="passes over all budgets; runs are divided")
 @click.option("--at-once", default=1, show_default=True, type=_COUNT, help="budgets whose backends are open together")
 @click.option("--data", type=click.Path(path_type=Path), help="folder of images for ONNX files  [noise]")
@@ -91,6 +106,8 @@ def bench(
     run_dir: Path | None,
     budgets: str | None,
     runs_on: tuple[str, ...],
+    runs_of: tuple[str, ...],
+    budgets_of: tuple[str, ...],
     sweeps: int,
     at_once: int,
     data: Path | None,
@@ -115,14 +132,16 @@ def bench(
         raise click.UsageError("give a MODEL, or --run-dir")
     if models and run_dir is not None:
         raise click.UsageError("give either a MODEL or --run-dir; the directory of a run is a MODEL as well")
-    per_network = parse_runs_on(runs_on, measured["networks"])
+    runs_by_network = parse_counts("--runs-on", "NETWORK", runs_on, measured["networks"])
+    runs_by_backend = parse_counts("--runs-of", "BACKEND", runs_of, measured["backends"])
     from pi_runtime import pipeline
 
     if run_dir is not None and budgets is None:
         if output is not None:
             raise click.UsageError("--output goes with a MODEL or --budgets; a run keeps its results beside its models")
-        if runs_on:
-            raise click.UsageError("--runs-on goes with a MODEL or --budgets")
+        for name, given in (("--runs-on", runs_on), ("--runs-of", runs_of), ("--budgets-of", budgets_of)):
+            if given:
+                raise click.UsageError(f"{name} goes with a MODEL or --budgets")
         document = pipeline.bench_run(run_dir, **measured)
     else:
         from pi_runtime.budgets import parse_budgets
@@ -130,10 +149,12 @@ def bench(
         from pi_runtime.progress import progress_bars
 
         target = output or run_dir or default_output(models)
+        wanted = None if budgets is None else parse_budgets(budgets)
         with progress_bars() as progress:
             subjects = subject_files(
                 models or (str(run_dir),),
-                budgets=None if budgets is None else parse_budgets(budgets),
+                budgets=wanted,
+                budgets_of=parse_budgets_of(budgets_of, measured["backends"], wanted or ()),
                 images=measured.pop("images"),
                 simulated_images=measured.pop("simulated_images"),
                 data=data,
@@ -147,24 +168,48 @@ def bench(
             target / "results.json",
             sweeps=sweeps,
             subjects_at_once=at_once,
-            runs_on=per_network,
+            runs_on=runs_by_network,
+            runs_of=runs_by_backend,
             **measured,
         )
     click.echo(json.dumps(document))
 
 
-def parse_runs_on(parts: Sequence[str], networks: Sequence[str]) -> dict[str, int]:
-    """Each ``NETWORK=COUNT`` as a count by network.
+def parse_counts(option: str, kind: str, parts: Sequence[str], names: Sequence[str]) -> dict[str, int]:
+    """Each ``NAME=COUNT`` as a count by name. kind: what the names are, for the message.
 
     Raises:
-        click.UsageError: a part is not that, or of a network that is not measured.
+        click.UsageError: a part is not that, or its name is none of ``names``, which are measured.
     """
     found: dict[str, int] = {}
     for part in parts:
-        network, _, count = part.rpartition("=")
-        if network not in networks or not (count.isascii() and count.isdigit() and int(count) > 0):
-            raise click.UsageError(f"--runs-on must be NETWORK=COUNT of {', '.join(networks)}, got {part!r}")
-        found[network] = int(count)
+        name, _, count = part.rpartition("=")
+        if name not in names or not (count.isascii() and count.isdigit() and int(count) > 0):
+            raise click.UsageError(f"{option} must be {kind}=COUNT of {', '.join(names)}, got {part!r}")
+        found[name] = int(count)
+    return found
+
+
+def parse_budgets_of(
+    parts: Sequence[str], backends: Sequence[str], budgets: Sequence[Budget]
+) -> dict[str, tuple[Budget, ...]]:
+    """Each ``BACKEND=COUNTS`` as budgets by backend.
+
+    Raises:
+        click.UsageError: a part is not that, or of a backend or budget that is not measured.
+        ConfigError: a budget is none.
+    """
+    from pi_runtime.budgets import parse_budgets
+
+    found: dict[str, tuple[Budget, ...]] = {}
+    for part in parts:
+        backend, _, counts = part.partition("=")
+        if backend not in backends:
+            raise click.UsageError(f"--budgets-of must be BACKEND=COUNTS of {', '.join(backends)}, got {part!r}")
+        found[backend] = parse_budgets(counts)
+        strange = [str(budget) for budget in found[backend] if budget not in budgets]
+        if strange:
+            raise click.UsageError(f"--budgets-of must name budgets of --budgets, got {', '.join(strange)} in {part!r}")
     return found
 
 

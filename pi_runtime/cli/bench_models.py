@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -68,6 +68,7 @@ def subject_files(
     budgets: Sequence[Budget] | None,
     images: int,
     simulated_images: int | None = None,
+    budgets_of: Mapping[str, Sequence[Budget]] | None = None,
     data: Path | None,
     built_in: BuiltIn,
     seed: int,
@@ -80,6 +81,7 @@ def subject_files(
         models: ONNX files, run directories, or names of built-in networks, which get random weights.
         budgets: of each model; None takes all ReLUs, and the trained mask of a run directory beside them.
         images: to compare logits on.
+        budgets_of: the budgets that a backend is measured at, of those named in it; the others are at all.
         simulated_images: to simulate; None takes SIMULATED_IMAGES of a subject that has labels, and none of another.
         data: folder of images for the ONNX files; without it they see standard normal noise.
         seed: of random weights, random masks and noise.
@@ -129,6 +131,7 @@ def subject_files(
                     images_kind=source.images_kind,
                     accuracy_images=images,
                     simulated_images=default_count if simulated_images is None else simulated_images,
+                    left_out=frozenset(name for name, own in (budgets_of or {}).items() if file.budget not in own),
                 )
             )
     return tuple(found)

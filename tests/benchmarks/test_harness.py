@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from tiny_network import save_network
 from benchmarks.errors import MeasureError
 from benchmarks.harness import BenchSettings
 from benchmarks.headline import headline
+from benchmarks.report import write_report
 from benchmarks.schema import PHASES
 from benchmarks.subjects import SubjectFile, load_subjects
 from benchmarks.summary import layer_costs, phase_cost
@@ -100,12 +101,46 @@ def test_there_are_never_more_sweeps_than_runs(bench: Bench) -> None:
 
 @pytest.mark.parametrize(("runs", "sweeps"), [(1, 1), (5, 2), (7, 3), (4, 4)])
 def test_the_runs_of_all_sweeps_add_up(bench: Bench, runs: int, sweeps: int) -> None:
-    schedule = BenchSettings(runs=runs, sweeps=sweeps, runs_on={"wan": 2}).schedule(2)
+    schedule = BenchSettings(runs=runs, sweeps=sweeps, runs_on={"wan": 2}, runs_of={"slow": 1}).schedule(2)
     stops = list(stations(bench.subjects, schedule))
     for name in ("full", "linearized"):
         visits = [stop.sweep for stop in stops if name in {file.name for file in stop.subjects}]
-        for network, total in (("loopback", runs), ("wan", 2)):
-            assert [run for sweep in visits for run in schedule.share(sweep, network)] == list(range(total))
+        for network, backend, total in (
+            ("loopback", "a", runs),
+            ("wan", "a", 2),
+            ("loopback", "slow", 1),
+            ("wan", "slow", 1),
+        ):
+            assert [run for sweep in visits for run in schedule.share(sweep, network, backend)] == list(range(total))
+
+
+def test_a_backend_of_fewer_runs_sits_out_evenly_and_has_its_own_images(bench: Bench) -> None:
+    bench.settings = BenchSettings(runs=6, warmup=1, sweeps=1, runs_of={"slow": 2})
+    results = bench.run("fast", "slow")
+    lengths = {(row.backend, row.subject, len(row.seconds)) for row in results.rows if row.phase == "online"}
+    assert lengths == {
+        (name, subject, runs) for name, runs in (("fast", 6), ("slow", 2)) for subject in ("full", "linearized")
+    }
+    order = [backend for backend, subject in map(str.split, timed(bench.journal)) if subject == "full"]
+    # A warm-up of both; then both in the first and in the fourth of six repetitions, in alternating order.
+    assert order == ["fast", "slow", "slow", "fast", "fast", "fast", "fast", "slow", "fast", "fast"]
+    assert results.schedule.runs_of == {"slow": 2}
+
+
+def test_a_backend_is_left_out_of_subjects_that_do_not_want_it(bench: Bench) -> None:
+    subjects = [bench.subjects[0], replace(bench.subjects[1], left_out=frozenset({"slow"}))]
+    results = bench.run("fast", "slow", subjects=subjects)
+    assert {(row.backend, row.subject) for row in results.rows} == {
+        ("fast", "full"),
+        ("fast", "linearized"),
+        ("slow", "full"),
+    }
+    assert {(entry.backend, entry.subject) for entry in results.secure} == {
+        (row.backend, row.subject) for row in results.rows
+    }
+    report = write_report(bench.path).read_text()
+    assert "slow" in report
+    assert headline(results)["problems"] == []
 
 
 def test_subjects_are_described_from_their_graphs(bench: Bench) -> None:

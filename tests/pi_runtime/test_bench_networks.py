@@ -8,7 +8,7 @@ import onnxruntime
 import pytest
 
 from pi_runtime.backends import open_backend
-from pi_runtime.cli.bench import parse_runs_on
+from pi_runtime.cli.bench import parse_budgets_of, parse_counts
 from pi_runtime.errors import ConfigError
 from pi_runtime.export import export_onnx
 from pi_runtime.net.link import why_no_relay
@@ -81,9 +81,25 @@ def test_bad_lists_of_profiles_are_refused(text, message):
         parse_profiles(text)
 
 
+def test_budgets_of_a_backend_are_some_of_those_that_are_measured():
+    backends, budgets = ("preset", "spu-cheetah"), (6000, "full")
+    assert parse_budgets_of(("spu-cheetah=full",), backends, budgets) == {"spu-cheetah": ("full",)}
+    assert parse_budgets_of(("preset=full,6000",), backends, budgets) == {"preset": ("full", 6000)}
+    for part, message in (
+        ("crypten=full", "must be BACKEND=COUNTS of preset, spu-cheetah, got 'crypten=full'"),
+        ("full", "must be BACKEND=COUNTS"),
+        ("preset=50,6000", "must name budgets of --budgets, got 50 in"),
+    ):
+        with pytest.raises(click.UsageError, match=message):
+            parse_budgets_of((part,), backends, budgets)
+    with pytest.raises(ConfigError, match="a budget must be a count of ReLUs"):
+        parse_budgets_of(("preset=some",), backends, budgets)
+
+
 def test_runs_on_a_network_are_counts_of_networks_that_are_measured():
     custom = "bandwidth_mbps=50,rtt_ms=20"
-    assert parse_runs_on((f"{custom}=2", "lan=8"), ("loopback", "lan", custom)) == {custom: 2, "lan": 8}
+    parts, networks = (f"{custom}=2", "lan=8"), ("loopback", "lan", custom)
+    assert parse_counts("--runs-on", "NETWORK", parts, networks) == {custom: 2, "lan": 8}
     for part in ("wan=2", "lan", "lan=0", "lan=-1", "lan=x", "=3", "2"):
         with pytest.raises(click.UsageError, match="--runs-on must be NETWORK=COUNT of loopback, lan, got"):
-            parse_runs_on((part,), ("loopback", "lan"))
+            parse_counts("--runs-on", "NETWORK", (part,), ("loopback", "lan"))
