@@ -124,9 +124,9 @@ def _check_same(session: Session) -> None:
 
 
 def _exportable(model: nn.Module) -> nn.Module:
-    """The network without polynomials in its masked ReLUs, where they are of degree 1 and so can be written out."""
-    polynomials = [layer.replacement for layer in masked_layers(model).values() if layer.replacement is not None]
-    return plain_layers(model) if polynomials and max(map(len, polynomials)) == 2 else model
+    """The network without polynomials in its masked ReLUs, unless one is of degree 2 and cannot be written out."""
+    replacements = [layer.replacement for layer in masked_layers(model).values()]
+    return model if any(part is not None and len(part) > 2 for part in replacements) else plain_layers(model)
 
 
 def _record(session: Session) -> Record:

@@ -11,7 +11,7 @@ from linearize.errors import CheckpointError, ConfigError, NetworkError
 from linearize.files import load_tensors, save_tensors
 from linearize.networks import build_network
 from linearize.relu_mask import layer_counts, relu_count, relu_total
-from linearize.replacement import allocate_replacements
+from linearize.replacement import allocate_parts
 from linearize.user_models import runs_code
 
 # What is needed to build the network again.
@@ -74,8 +74,7 @@ def load_into(network: nn.Module, path: Path) -> None:
     Raises CheckpointError as `load_checkpoint`.
     """
     tensors, _ = load_tensors(path)
-    replaced = [name for name in tensors if name.endswith(".replacement")]
-    allocate_replacements(network, replaced, [tensors[name].shape for name in replaced])
+    allocate_parts(network, {name: tensor.shape for name, tensor in tensors.items()})
     try:
         network.load_state_dict(tensors)
     except RuntimeError as error:

@@ -71,9 +71,10 @@ class RunConfig(Section):
     reference: ReferenceName = Field(
         "snl", description="what makes the network that bcd starts from; none: it starts with all ReLUs"
     )
-    replacement: Literal["identity", "affine"] = Field(
+    replacement: Literal["identity", "affine", "affine_locations"] = Field(
         "identity",
-        description="what a removed ReLU becomes: the identity, or a trained a*x + b a channel (autorep has its own)",
+        description="what a removed ReLU becomes: the identity, a trained a*x + b a channel, or (affine_locations) a "
+        "location in layers that keep ReLUs, in front of those too (autorep has its own)",
     )
     baseline_from: str | None = Field(
         None, description="checkpoint of the same network and images to take as the baseline; unset: train it"

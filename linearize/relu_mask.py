@@ -1,6 +1,7 @@
 """ReLUs with a binary mask: 1 keeps the ReLU at a location of the activation, 0 makes it the identity.
 
-In place of the identity a removed ReLU may become a polynomial of its channel (see `linearize.replacement`).
+In place of the identity a removed ReLU may become a polynomial of its channel, and a*x + b may stand in front of the
+ReLUs of a layer, kept or removed (see `linearize.replacement`).
 
 Legend: B batch, C channels, H and W rows and columns of an activation.
 """
@@ -11,6 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+# A location's own a and b move by this squared times as much in a step as they would by themselves: their gradients are
+# those of one location, where a channel's are sums over all of them.
+_LOCATION_FACTOR = 4.0
+
+# Parameters of a masked ReLU that are trained with the weights, and not decayed towards zero.
+TRAINED_PARTS = ("replacement", "front_affine", "front_locations")
 
 
 def polynomial(x: Tensor, coefficients: Tensor) -> Tensor:
@@ -32,17 +40,22 @@ class MaskedReLU(nn.Module):
     bool buffer [C, H, W]. r is the identity, or the polynomial of `replacement`, a float parameter [degree + 1, C].
     While `soft_mask`, a float parameter [C, H, W], is present (a search by gradients), it takes the place of the mask;
     with `straight_through` it only receives the gradient of m, times softplus of itself, and m stays binary.
+    `front_affine`, a float parameter [2, C], and `front_locations`, one of [2, C, H, W], make a*x + b what all this is
+    applied to; b comes first.
     """
 
     relu_mask: Tensor | None
     soft_mask: nn.Parameter | None
     replacement: nn.Parameter | None
+    front_affine: nn.Parameter | None
+    front_locations: nn.Parameter | None
 
     def __init__(self, shape: Sequence[int] | None = None) -> None:
         super().__init__()
         self.register_buffer("relu_mask", None)
         self.register_parameter("soft_mask", None)
-        self.register_parameter("replacement", None)
+        for name in TRAINED_PARTS:
+            self.register_parameter(name, None)
         self.straight_through = False
         if shape is not None:
             self.allocate(shape)
@@ -53,6 +66,7 @@ class MaskedReLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x, float [B, C, H, W] -> the same shape and dtype."""
+        x = self.before_relu(x)
         if self.soft_mask is not None:
             kept = self.relaxed_mask()
             if self.replacement is None:
@@ -66,6 +80,22 @@ class MaskedReLU(nn.Module):
         if torch.is_grad_enabled() and x.requires_grad:
             return _KeptReLU.apply(x, self.relu_mask)  # type: ignore[no-any-return]
         return _rectified(x, self.relu_mask)
+
+    def before_relu(self, x: Tensor) -> Tensor:
+        """What the ReLUs are applied to: x, or a*x + b of it; the same shape and dtype."""
+        if self.front_affine is None:
+            return x
+        shift, scale = self.front_map().to(x.dtype)
+        return torch.addcmul(shift, x, scale)
+
+    def front_map(self) -> Tensor:
+        """b and a: float [2, C, H, W] where the layer keeps ReLUs, else [2, C, 1, 1], which a convolution takes in."""
+        assert self.front_affine is not None, "only where there is one"
+        mask = _mask(self)
+        channels = self.front_affine.view(*self.front_affine.shape, *[1] * (mask.dim() - 1))
+        if self.front_locations is None or not mask.any():
+            return channels
+        return channels + _LOCATION_FACTOR * self.front_locations
 
     def relaxed_mask(self) -> Tensor:
         """The mask in force while `soft_mask` is present, float [C, H, W], with its gradient."""

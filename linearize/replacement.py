@@ -2,19 +2,23 @@
 
 Degree 1, a*x + b, is linear: secure inference compares nothing for it. Degree 2 is AutoReP's (Peng et al., ICCV 2023).
 
+In front of a layer that keeps ReLUs an a and a b for each location cost no more than its replacements, which are one a
+location when they are written out, as kept ReLUs lie among them. `use_affine_locations` trains them, for removed and
+kept ReLUs; a layer that keeps none has one a channel, which a convolution can take in.
+
 Legend: B batch, C channels, H and W rows and columns of an activation.
 """
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from linearize.data import Dataset
 from linearize.errors import ConfigError
-from linearize.relu_mask import MaskedReLU, masked_layers
+from linearize.relu_mask import TRAINED_PARTS, MaskedReLU, masked_layers
 
 _BATCH_SIZE = 256
 
@@ -25,6 +29,18 @@ def use_affine(model: nn.Module) -> None:
         assert layer.relu_mask is not None, "networks allocate every mask"
         ones = torch.ones(layer.relu_mask.shape[0], device=layer.relu_mask.device)
         layer.replacement = nn.Parameter(torch.stack([torch.zeros_like(ones), ones]))
+
+
+def use_affine_locations(model: nn.Module) -> None:
+    """Put a trainable a*x + b in front of the ReLUs of every masked layer, the identity at first; in place.
+
+    One a location where the layer keeps ReLUs, else one a channel: see `MaskedReLU.front_map`.
+    """
+    for layer in masked_layers(model).values():
+        assert layer.relu_mask is not None, "networks allocate every mask"
+        ones = torch.ones(layer.relu_mask.shape[0], device=layer.relu_mask.device)
+        layer.front_affine = nn.Parameter(torch.stack([torch.zeros_like(ones), ones]))
+        layer.front_locations = nn.Parameter(torch.zeros(2, *layer.relu_mask.shape, device=ones.device))
 
 
 def gaussian_fit(mean: Tensor, std: Tensor, degree: int) -> Tensor:
@@ -74,13 +90,13 @@ def use_fitted_polynomials(model: nn.Module, data: Dataset, indices: Tensor, deg
         layer.replacement = nn.Parameter(gaussian_fit(mean, std, degree).float())
 
 
-def allocate_replacements(model: nn.Module, names: Sequence[str], shapes: Sequence[Sequence[int]]) -> None:
-    """Make room for stored replacements, so that a state dict with tensors named *.replacement can be loaded."""
+def allocate_parts(model: nn.Module, shapes: Mapping[str, Sequence[int]]) -> None:
+    """Make room for what masked ReLUs have beside their masks, so that a state dict of these shapes can be loaded."""
     layers = masked_layers(model)
-    for name, shape in zip(names, shapes, strict=True):
-        layer = layers.get(name.removesuffix(".replacement"))
-        if layer is not None:
-            layer.replacement = nn.Parameter(torch.zeros(tuple(shape)))
+    for name, shape in shapes.items():
+        layer, _, part = name.rpartition(".")
+        if part in TRAINED_PARTS and layer in layers:
+            setattr(layers[layer], part, nn.Parameter(torch.zeros(tuple(shape))))
 
 
 class _LocationAffine(nn.Module):
@@ -96,40 +112,53 @@ class _LocationAffine(nn.Module):
 
 
 def plain_layers(model: nn.Module) -> nn.Module:
-    """A copy in eval mode, of the same function, in which no masked ReLU has a replacement: the form for export.
+    """A copy in eval mode, of the same function, whose masked ReLUs are nothing but masked ReLUs: the form for export.
 
-    Affine replacements become BatchNorms in front of their masked ReLU, which then makes its removed ReLUs the
-    identity: one a channel where the layer kept none (an exporter can fold that into the convolution before it), one
-    a location where it kept some. Raises ConfigError, naming the layer, for replacements of degree 2.
+    What they had beside their masks becomes BatchNorms in front of them: one a channel where the layer kept none (an
+    exporter can fold that into the convolution before it), one a location where it kept some. Raises ConfigError,
+    naming the layer, for replacements of degree 2.
     """
     copied = copy.deepcopy(model).eval()
     for name, layer in masked_layers(copied).items():
-        if layer.replacement is None:
-            continue
-        mask, coefficients = layer.relu_mask, layer.replacement.detach()
-        layer.replacement = None
-        assert mask is not None, "networks allocate every mask"
-        if len(coefficients) > 2 and not mask.all():
-            raise ConfigError(
-                f"{name}: removed ReLUs became polynomials of degree {len(coefficients) - 1}, which secure inference "
-                "cannot take; linearize with autorep.degree 1 or replacement affine"
-            )
-        if mask.all():
-            continue
-        shift, scale = coefficients[0], coefficients[1]
-        affine: nn.Module
-        if mask.any():
-            ones = torch.ones(mask.shape, dtype=scale.dtype, device=scale.device)
-            channel = (-1, *[1] * (mask.dim() - 1))
-            affine = _LocationAffine(
-                torch.where(mask, ones, scale.view(channel)), torch.where(mask, 0 * ones, shift.view(channel))
-            )
-        else:
-            norm = nn.BatchNorm2d if mask.dim() == 3 else nn.BatchNorm1d
-            affine = _fixed_norm(norm(len(scale), eps=0.0), scale, shift)
-        parent, _, child = name.rpartition(".")
-        setattr(copied.get_submodule(parent), child, nn.Sequential(affine, layer).eval())
+        norms = [_as_norm(part) for part in (_front(layer), _replacement(layer, name)) if part is not None]
+        for part in TRAINED_PARTS:
+            setattr(layer, part, None)
+        if norms:
+            parent, _, child = name.rpartition(".")
+            setattr(copied.get_submodule(parent), child, nn.Sequential(*norms, layer).eval())
     return copied
+
+
+def _front(layer: MaskedReLU) -> Tensor | None:
+    """b and a of what stands in front of the layer, float [2, C, 1, 1] or [2, C, H, W]."""
+    return None if layer.front_affine is None else layer.front_map().detach()
+
+
+def _replacement(layer: MaskedReLU, name: str) -> Tensor | None:
+    """b and a that make a replacement of the identity, which a removed ReLU is then, and leave kept ReLUs alone."""
+    mask = layer.relu_mask
+    assert mask is not None, "networks allocate every mask"
+    if layer.replacement is None or mask.all():
+        return None
+    coefficients = layer.replacement.detach()
+    if len(coefficients) > 2:
+        raise ConfigError(
+            f"{name}: removed ReLUs became polynomials of degree {len(coefficients) - 1}, which secure inference "
+            "cannot take; linearize with autorep.degree 1 or replacement affine"
+        )
+    channels = coefficients.view(*coefficients.shape, *[1] * (mask.dim() - 1))
+    if not mask.any():
+        return channels
+    kept = torch.tensor([0.0, 1.0], dtype=channels.dtype, device=channels.device).view(2, *[1] * mask.dim())
+    return torch.where(mask, kept, channels)
+
+
+def _as_norm(shift_and_scale: Tensor) -> nn.Module:
+    shift, scale = shift_and_scale
+    if scale.numel() > len(scale):
+        return _LocationAffine(scale, shift)
+    norm = nn.BatchNorm2d if scale.dim() == 3 else nn.BatchNorm1d
+    return _fixed_norm(norm(len(scale), eps=0.0), scale.flatten(), shift.flatten())
 
 
 def _fixed_norm(norm: nn.BatchNorm1d | nn.BatchNorm2d, scale: Tensor, shift: Tensor) -> nn.Module:

@@ -34,7 +34,7 @@ from linearize.methods.registry import find_method
 from linearize.progress import Reporter
 from linearize.ranks import Ranks, open_ranks
 from linearize.relu_mask import relu_count, relu_total
-from linearize.replacement import use_affine
+from linearize.replacement import use_affine, use_affine_locations
 from linearize.run_dir import RunDir, open_run
 from linearize.small_maps import use_one_pixel_products
 from linearize.snl import make_reference
@@ -298,8 +298,13 @@ class Session:
     def _full_network(self) -> nn.Module:
         """The baseline, with what its ReLUs become when they are removed."""
         model = self.baseline()
-        if self.config.replacement == "affine":
-            use_affine(model)
+        match self.config.replacement:
+            case "affine":
+                use_affine(model)
+            case "affine_locations":
+                use_affine_locations(model)
+            case "identity":
+                pass
         return model
 
     def _given_baseline(self, path: Path) -> nn.Module:

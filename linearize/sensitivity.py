@@ -107,7 +107,9 @@ def _products(
 
 
 def change_if_removed(layer: MaskedReLU, x: Tensor) -> Tensor:
-    """What the output gains where a ReLU is removed, float [B, C, H, W]."""
+    """What the output gains where a ReLU is removed, float [B, C, H, W]. x: the layer's input."""
+    with torch.no_grad():
+        x = layer.before_relu(x)
     if layer.replacement is None:
         return x.clamp(max=0)
     return polynomial(x, layer.replacement.detach()) - torch.relu(x)

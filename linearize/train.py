@@ -17,6 +17,7 @@ from linearize.config import Schedule, SgdConfig
 from linearize.data import Batch, Dataset, batches_per_epoch, ordered_batches, training_batches
 from linearize.datasets import Split
 from linearize.meter import monitoring
+from linearize.relu_mask import TRAINED_PARTS
 from linearize.rng import generator
 from linearize.stage import SavedState, StageContext
 
@@ -179,9 +180,9 @@ def restore(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping
 
 def sgd(model: nn.Module, settings: SgdConfig) -> torch.optim.SGD:
     """SGD over all weights of a network; what replaces removed ReLUs is not decayed towards zero."""
-    weights = [parameter for name, parameter in model.named_parameters() if not name.endswith("replacement")]
+    weights = [parameter for name, parameter in model.named_parameters() if not name.endswith(TRAINED_PARTS)]
     groups: list[dict[str, Any]] = [{"params": weights, "weight_decay": settings.weight_decay}]
-    replacements = [parameter for name, parameter in model.named_parameters() if name.endswith("replacement")]
+    replacements = [parameter for name, parameter in model.named_parameters() if name.endswith(TRAINED_PARTS)]
     if replacements:
         groups.append({"params": replacements, "weight_decay": 0.0})
     return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum)

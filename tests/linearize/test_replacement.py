@@ -1,5 +1,6 @@
 """Polynomials in place of removed ReLUs: values, fit, training, files, export."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,7 @@ from linearize.relu_mask import (
     relu_total,
     set_relu_mask,
 )
-from linearize.replacement import gaussian_fit, plain_layers, use_affine, use_fitted_polynomials
+from linearize.replacement import gaussian_fit, plain_layers, use_affine, use_affine_locations, use_fitted_polynomials
 from linearize.stage import StageContext
 from linearize.train import cross_entropy, fit
 
@@ -48,13 +49,26 @@ def with_random_affine(model: nn.Module) -> nn.Module:
     return model
 
 
+def with_random_locations(model: nn.Module) -> nn.Module:
+    use_affine_locations(model)
+    rng = torch.Generator().manual_seed(3)
+    for layer in masked_layers(model).values():
+        for part in (layer.front_affine, layer.front_locations):
+            part.data.add_(torch.randn(part.shape, generator=rng) * 0.05)
+    return model
+
+
+FRONTS = [with_random_affine, with_random_locations, lambda model: with_random_affine(with_random_locations(model))]
+
+
 def images(count: int = 3) -> torch.Tensor:
     return torch.randn(count, 1, 8, 8, generator=torch.Generator().manual_seed(4))
 
 
-def test_a_fresh_affine_is_the_identity_to_the_bit() -> None:
+@pytest.mark.parametrize("use", [use_affine, use_affine_locations])
+def test_a_fresh_affine_is_the_identity_to_the_bit(use: Callable[[nn.Module], None]) -> None:
     model, other = network(), network()
-    use_affine(other)
+    use(other)
     assert torch.equal(other(images()), model(images()))
 
 
@@ -74,6 +88,19 @@ def test_kept_locations_are_relus_and_removed_ones_the_affine() -> None:
     layer.replacement.data.copy_(torch.tensor([[1.0, -1.0], [2.0, 3.0]]))
     x = torch.tensor([[[[-2.0, -2.0]], [[4.0, -4.0]]]])
     assert layer(x).flatten().tolist() == [0.0, 2 * -2.0 + 1, 3 * 4.0 - 1, 0.0]
+
+
+def test_every_location_has_its_own_affine_in_front_while_the_layer_keeps_a_relu() -> None:
+    layer = MaskedReLU((2, 1, 2))
+    set_relu_mask(layer, torch.tensor([True, False, False, True]))
+    use_affine_locations(layer)
+    layer.front_affine.data.copy_(torch.tensor([[1.0, -1.0], [2.0, 3.0]]))
+    # What is trained here counts four times; b, then a.
+    layer.front_locations.data.copy_(torch.tensor([[[[0.5, 0.0]], [[0.0, 0.0]]], [[[0.0, 0.25]], [[0.0, -0.75]]]]))
+    x = torch.tensor([[[[-1.0, -2.0]], [[4.0, -4.0]]]])
+    assert layer(x).flatten().tolist() == [2 * -1.0 + 3, 3 * -2.0 + 1, 3 * 4.0 - 1, 0.0]
+    layer.relu_mask.fill_(False)
+    assert layer(x).flatten().tolist() == [2 * -1.0 + 1, 2 * -2.0 + 1, 3 * 4.0 - 1, 3 * -4.0 - 1]
 
 
 def test_soft_masks_mix_relu_and_polynomial() -> None:
@@ -139,6 +166,14 @@ def test_training_moves_the_affines_without_decaying_them(tmp_path: Path) -> Non
         assert layer.replacement[1].tolist() == [1.0] * layer.relu_mask.shape[0], (
             "all ReLUs kept: no gradient, no decay"
         )
+    model = network(share=1.0)
+    use_affine_locations(model)
+    still = SgdConfig(epochs=1, batch_size=30, lr=1e-30, weight_decay=1e29)
+    fit(model, still, context, stage="l", loss=cross_entropy, augmented=False, state=context.state("l"))
+    assert all(
+        torch.equal(layer.front_affine[1], torch.ones_like(layer.front_affine[1]))
+        for layer in masked_layers(model).values()
+    )
     model = network(share=0.1)
     use_affine(model)
     fit(model, settings, context, stage="t", loss=cross_entropy, augmented=False, state=context.state("t"))
@@ -147,8 +182,9 @@ def test_training_moves_the_affines_without_decaying_them(tmp_path: Path) -> Non
         assert torch.equal(layer.replacement[1] != 1, removed_somewhere)
 
 
-def test_replacements_come_back_from_a_checkpoint(tmp_path: Path) -> None:
-    model = with_random_affine(network())
+@pytest.mark.parametrize("front", FRONTS)
+def test_replacements_come_back_from_a_checkpoint(front: Callable[[nn.Module], nn.Module], tmp_path: Path) -> None:
+    model = front(network())
     facts = {"network": "resnet18", "width": 4, "num_classes": 10, "input_shape": [1, 8, 8]}
     save_checkpoint(tmp_path / "a.safetensors", model, facts)
     loaded, _ = load_checkpoint(tmp_path / "a.safetensors")
@@ -157,22 +193,26 @@ def test_replacements_come_back_from_a_checkpoint(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("name", "width"), [("resnet18", 4), ("wrn22", 1)])
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
-def test_plain_layers_are_the_same_function_and_the_same_masks(name: str, width: int, share: float) -> None:
-    model = with_random_affine(network(share, name, width))
+@pytest.mark.parametrize("front", FRONTS)
+def test_plain_layers_are_the_same_function_and_the_same_masks(
+    name: str, width: int, share: float, front: Callable[[nn.Module], nn.Module]
+) -> None:
+    model = front(network(share, name, width))
     plain = plain_layers(model)
     torch.testing.assert_close(plain(images()), model(images()), atol=1e-4, rtol=1e-4)
     assert torch.equal(get_relu_mask(plain), get_relu_mask(model))
-    assert all(layer.replacement is None for layer in masked_layers(plain).values())
-    assert all(layer.replacement is not None for layer in masked_layers(model).values()), "the given network stays"
+    assert not any(list(layer.parameters()) for layer in masked_layers(plain).values())
+    assert all(list(layer.parameters()) for layer in masked_layers(model).values()), "the given network stays"
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3])
-def test_exported_affines_equal_torch(share: float, tmp_path: Path) -> None:
+@pytest.mark.parametrize("front", FRONTS[:2])
+def test_exported_affines_equal_torch(share: float, front: Callable[[nn.Module], nn.Module], tmp_path: Path) -> None:
     """Oracle: the torch network; through ONNX Runtime and through this project's own reader."""
     from pi_runtime.export import build_onnx
     from pi_runtime.onnx_graph import read_onnx
 
-    model = with_random_affine(network(share))
+    model = front(network(share))
     proto = build_onnx(plain_layers(model), (1, 8, 8))
     session = onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
     (logits,) = session.run(None, {"input": images().numpy()})

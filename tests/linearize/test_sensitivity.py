@@ -10,6 +10,7 @@ from linearize.data import Dataset, load_dataset
 from linearize.networks import allocate_masks, build_network
 from linearize.progress import Reporter
 from linearize.relu_mask import MaskedReLU, get_relu_mask, harden, masked_layers, relax, relu_total, set_relu_mask
+from linearize.replacement import use_affine_locations
 from linearize.rng import generator
 from linearize.sensitivity import relu_scores
 from linearize.train import Teacher, distillation_loss
@@ -86,25 +87,31 @@ def scores_by_autograd(model: nn.Module, data: Dataset, statistic: str, teacher:
 
 
 @pytest.mark.parametrize(
-    ("name", "statistic", "distilled", "with_polynomials"),
+    ("name", "statistic", "distilled", "beside"),
     [
-        ("resnet18", "rms", False, False),
-        ("resnet18", "absolute", True, False),
-        ("wrn22", "rms", False, False),
-        ("wrn22", "signed", False, False),
-        ("twice", "rms", False, False),
-        ("twice", "absolute", False, False),
-        ("twice", "signed", True, True),
+        ("resnet18", "rms", False, ""),
+        ("resnet18", "absolute", True, ""),
+        ("wrn22", "rms", False, ""),
+        ("wrn22", "signed", False, ""),
+        ("twice", "rms", False, ""),
+        ("twice", "absolute", False, ""),
+        ("twice", "signed", True, "polynomials"),
+        ("twice", "rms", False, "fronts"),
+        ("resnet18", "signed", False, "fronts"),
     ],
 )
 def test_scores_equal_a_loop_over_images(
-    name: str, statistic: str, distilled: bool, with_polynomials: bool, data: Dataset
+    name: str, statistic: str, distilled: bool, beside: str, data: Dataset
 ) -> None:
     torch.manual_seed(0)
     model = network(name)
-    if with_polynomials:
-        for layer in masked_layers(model).values():
+    for layer in masked_layers(model).values():
+        if beside == "polynomials":
             layer.replacement = nn.Parameter(torch.randn(3, layer.relu_mask.shape[0], dtype=torch.float64))
+        elif beside == "fronts":
+            use_affine_locations(layer)
+            layer.front_affine.data = torch.randn(layer.front_affine.shape, dtype=torch.float64)
+            layer.front_locations.data = torch.randn(layer.front_locations.shape, dtype=torch.float64) / 8
     other = network(name, seed=1) if distilled else None
     got = relu_scores(
         model,

@@ -15,7 +15,7 @@ from torch import nn
 
 from linearize.networks import build_network
 from linearize.relu_mask import masked_layers, relu_total, set_relu_mask
-from linearize.replacement import plain_layers, use_affine
+from linearize.replacement import plain_layers, use_affine, use_affine_locations
 from pi_runtime.backend import RunCost
 from pi_runtime.backends import open_backend
 from pi_runtime.export import export_onnx
@@ -27,9 +27,10 @@ from pi_runtime.preset.program import compile_program
 SHAPE = (1, 8, 8)
 # Without any ReLU: one right behind a convolution, and one behind the addition that ends a block.
 EMPTY = ("layer2.0.relu1", "layer3.0.relu2")
+AFFINE = ("affine", "locations")
 
 
-def network(*, affine: bool) -> nn.Module:
+def network(replacement: str) -> nn.Module:
     model = build_network("resnet18", 4, 10, SHAPE, seed=1)
     rng = torch.Generator().manual_seed(2)
     set_relu_mask(model, torch.rand(relu_total(model), generator=rng) < 0.3)
@@ -39,10 +40,13 @@ def network(*, affine: bool) -> nn.Module:
         if isinstance(module, nn.BatchNorm2d):
             module.running_mean.normal_(0, 0.3, generator=rng)
             module.running_var.uniform_(0.5, 2.0, generator=rng)
-    if affine:
+    if replacement == "affine":
         use_affine(model)
-        for layer in masked_layers(model).values():
-            layer.replacement.data.add_(torch.randn(layer.replacement.shape, generator=rng) * 0.2)
+    if replacement == "locations":
+        use_affine_locations(model)
+    for layer in masked_layers(model).values():
+        for part in layer.parameters():
+            part.data.add_(torch.randn(part.shape, generator=rng) * (0.2 if part.dim() == 2 else 0.05))
     return model.eval()
 
 
@@ -50,8 +54,8 @@ def network(*, affine: bool) -> nn.Module:
 def networks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[nn.Module, Path]]:
     root = tmp_path_factory.mktemp("networks")
     found = {}
-    for name in ("affine", "identity"):
-        model, path = network(affine=name == "affine"), root / f"{name}.onnx"
+    for name in (*AFFINE, "identity"):
+        model, path = network(name), root / f"{name}.onnx"
         export_onnx(plain_layers(model), SHAPE, path)
         found[name] = model, path
     return found
@@ -71,49 +75,55 @@ def affines(graph: Graph) -> list[str]:
     return [node.name for node in graph.nodes if node.op == "affine"]
 
 
-def test_plaintext_logits_are_torchs(networks: Mapping[str, tuple[nn.Module, Path]]) -> None:
-    model, path = networks["affine"]
+@pytest.mark.parametrize("name", AFFINE)
+def test_plaintext_logits_are_torchs(name: str, networks: Mapping[str, tuple[nn.Module, Path]]) -> None:
+    model, path = networks[name]
     with torch.no_grad():
         expected = model(images(3)).numpy()
     np.testing.assert_allclose(run("plaintext", path, images(3))[0], expected, atol=1e-4, rtol=1e-4)
 
 
-def test_only_what_no_convolution_takes_in_is_left(networks: Mapping[str, tuple[nn.Module, Path]]) -> None:
-    layers = list(masked_layers(networks["affine"][0]))
-    left = affines(load_onnx(networks["affine"][1]))
-    assert len(left) == len(layers) - 1, "behind a convolution a layer without ReLUs folds into it"
-    assert not any(name.startswith("layer2.0.relu1") for name in left)
+@pytest.mark.parametrize("name", AFFINE)
+def test_only_what_no_convolution_takes_in_is_left(name: str, networks: Mapping[str, tuple[nn.Module, Path]]) -> None:
+    layers = set(masked_layers(networks[name][0]))
+    left = {node.rpartition(".0.norm")[0] or node.rpartition(".0")[0] for node in affines(load_onnx(networks[name][1]))}
+    # Behind a convolution: a layer without ReLUs, and two of a single location a channel.
+    assert layers - left == {"layer2.0.relu1", "layer4.0.relu1", "layer4.1.relu1"}
     assert affines(load_onnx(networks["identity"][1])) == []
 
 
-def test_the_declared_online_phase_is_the_twins(networks: Mapping[str, tuple[nn.Module, Path]]) -> None:
-    def declared(name: str) -> list[tuple[object, ...]]:
-        program = compile_program(load_onnx(networks[name][1]))
+@pytest.mark.parametrize("name", AFFINE)
+def test_the_declared_online_phase_is_the_twins(name: str, networks: Mapping[str, tuple[nn.Module, Path]]) -> None:
+    def declared(twin: str) -> list[tuple[object, ...]]:
+        program = compile_program(load_onnx(networks[twin][1]))
         # The numbers of the steps behind an affine are higher by one, which costs nothing.
         return [(m.sender, m.receiver, m.kind, m.payload_bytes, m.framing_bytes) for m in online_messages(program, 2)]
 
-    assert declared("affine") == declared("identity")
+    assert declared(name) == declared("identity")
 
 
+@pytest.mark.parametrize("name", AFFINE)
 def test_preset_answers_as_torch_at_the_online_cost_of_the_twin(
-    networks: Mapping[str, tuple[nn.Module, Path]],
+    name: str, networks: Mapping[str, tuple[nn.Module, Path]]
 ) -> None:
     batch, costs = images(2), {}
-    for name, (model, path) in networks.items():
-        logits, costs[name] = run("preset", path, batch)
+    for twin in (name, "identity"):
+        model, path = networks[twin]
+        logits, costs[twin] = run("preset", path, batch)
         with torch.no_grad():
             expected = model(batch).numpy()
         assert (logits.argmax(1) == expected.argmax(1)).all()
         # Without a calibrated plan the numbers have few fraction bits.
         assert np.abs(logits - expected).max() < 0.05 * np.ptp(expected)
-    ours, twins = (costs[name].phases["online"] for name in ("affine", "identity"))
+    ours, twins = (costs[twin].phases["online"] for twin in (name, "identity"))
     assert (ours.sent_bytes, ours.messages, ours.rounds) == (twins.sent_bytes, twins.messages, twins.rounds)
 
 
+@pytest.mark.parametrize("name", AFFINE)
 def test_crypten_answers_as_torch_and_pays_a_round_for_each_affine_left(
-    networks: Mapping[str, tuple[nn.Module, Path]],
+    name: str, networks: Mapping[str, tuple[nn.Module, Path]]
 ) -> None:
-    model, path = networks["affine"]
+    model, path = networks[name]
     logits, cost = run("crypten", path, images(2))
     with torch.no_grad():
         expected = model(images(2)).numpy()
