@@ -110,8 +110,8 @@ def test_scores_equal_a_loop_over_images(
             layer.replacement = nn.Parameter(torch.randn(3, layer.relu_mask.shape[0], dtype=torch.float64))
         elif beside == "fronts":
             use_affine_locations(layer)
-            layer.front_affine.data = torch.randn(layer.front_affine.shape, dtype=torch.float64)
-            layer.front_locations.data = torch.randn(layer.front_locations.shape, dtype=torch.float64) / 8
+            layer.front_affine.data = layer.front_affine + 0.2 * torch.randn(layer.front_affine.shape).double()
+            layer.front_locations.data = torch.randn(layer.front_locations.shape, dtype=torch.float64) / 16
     other = network(name, seed=1) if distilled else None
     got = relu_scores(
         model,
