@@ -1,14 +1,14 @@
 # make run | test | check: each makes the virtual environment on first use.
 # make results: the raw figures of the README, resumable; a day or more on two quiet cores, most of it the comparison.
-# CIFAR10 holds train/CLASS/*.png and test/CLASS/*.png; results-peers wants PI_SPU_PYTHON, links want root.
+# CIFAR10 holds train/CLASS/*.png and test/CLASS/*.png; results-networks wants root, and PI_SPU_PYTHON (README).
 BUDGET ?= 6000
 CIFAR10 ?= cifar10
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test check clean results results-networks results-budgets results-threads2 results-peers \
-	results-digits results-methods results-scoring results-trained
+.PHONY: run test check clean results results-networks results-threads2 results-digits results-methods \
+	results-scoring results-trained
 
 run: $(VENV)/installed
 	$(BIN)/pi-pipeline run --budget $(BUDGET) $(ARGS)
@@ -26,38 +26,24 @@ RESULTS := benchmarks/results
 CELLS := runs/methods/cells
 TRAINED := ours-3000-seed0 ours-1500-seed0 ours_4_layers-1500-seed0 snl-3000-seed0 snl-1500-seed0
 
-results: results-networks results-budgets results-threads2 results-peers results-digits results-methods \
-	results-scoring results-trained
+results: results-networks results-threads2 results-digits results-methods results-scoring results-trained
 
-# Every budget open at once: drift of the machine falls on all of them alike.
+# Every budget open at once: drift of the machine falls on all of them alike. Medians of 16 runs of preset wander by 10 to
+# 20 %, so it has more; the others are steadier and slower.
 results-networks: $(VENV)/installed
 	$(BIN)/pi-pipeline bench resnet18 --budgets 6000,15000,30000,50000,100000,full \
-		--backends preset,crypten,plaintext --networks loopback,lan,wan --runs 16 --runs-on lan=8 --runs-on wan=1 \
-		--sweeps 1 --at-once 6 --images 4 --output runs/networks
+		--backends preset,crypten,crypten-unmasked,spu-cheetah,spu-semi2k,plaintext --networks loopback,lan,wan \
+		--runs 64 --runs-on wan=1 --runs-of crypten=8 --runs-of crypten-unmasked=1 --runs-of spu-cheetah=1 \
+		--runs-of spu-semi2k=1 --budgets-of crypten-unmasked=50000,full --budgets-of spu-cheetah=50000,full \
+		--budgets-of spu-semi2k=50000,full --sweeps 1 --at-once 6 --images 1 --output runs/networks
 	$(BIN)/pi-pipeline report runs/networks
 	cp runs/networks/results.json $(RESULTS)/resnet18-32x32-networks.json
 	cp runs/networks/report.html $(RESULTS)/resnet18-32x32-networks.html
-
-# preset alone and often, to predict held-back budgets: medians of 16 of its runs wander by 10 to 20 %.
-results-budgets: $(VENV)/installed
-	$(BIN)/pi-pipeline bench resnet18 --budgets 6000,15000,30000,50000,100000,full --backends preset,plaintext \
-		--networks loopback,lan,wan --runs 64 --runs-on wan=2 --sweeps 1 --at-once 6 --images 1 --output runs/budgets
-	$(BIN)/pi-pipeline report runs/budgets
-	cp runs/budgets/results.json $(RESULTS)/resnet18-32x32-budgets.json
-	cp runs/budgets/report.html $(RESULTS)/resnet18-32x32-budgets.html
 
 results-threads2: $(VENV)/installed
 	$(BIN)/pi-pipeline bench resnet18 --budgets 6000 --backends preset,plaintext --party-threads 2 --runs 40 \
 		--sweeps 1 --images 4 --output runs/threads2
 	cp runs/threads2/results.json $(RESULTS)/resnet18-32x32-threads2.json
-
-results-peers: $(VENV)/installed
-	$(BIN)/pi-pipeline bench resnet18 --budgets 50000,full \
-		--backends preset,crypten,crypten-unmasked,spu-cheetah,spu-semi2k,plaintext --runs 1 --sweeps 1 --images 1 \
-		--output runs/peers
-	$(BIN)/pi-pipeline report runs/peers
-	cp runs/peers/results.json $(RESULTS)/resnet18-32x32-peers.json
-	cp runs/peers/report.html $(RESULTS)/resnet18-32x32-peers.html
 
 results-digits: $(VENV)/installed
 	$(BIN)/pi-pipeline run --budget 6000
