@@ -9,7 +9,7 @@ from there.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -188,19 +188,20 @@ class _Bench(Closing):
     ) -> None:
         self._keep(self.links.ready(network, self.results))
         with self.links.blaming(network):
-            bay = Bay(
-                lambda name: self.opener(name, **self.links.options(network)),
-                self.links.progress,
-                self.subjects,
-                network=network,
-            )
-            with bay:
-                bay.prepare(opened)
-                if untimed:
-                    self._time(bay, untimed, station, network)
-                for pair in opened:
-                    if network == LOOPBACK and self.results.accuracy_of(pair[0], pair[1].name) is None:
-                        self._compare(bay, pair)
+            for group in _groups(opened, untimed):
+                bay = Bay(
+                    lambda name: self.opener(name, **self.links.options(network)),
+                    self.links.progress,
+                    self.subjects,
+                    network=network,
+                )
+                with bay:
+                    bay.prepare(group)
+                    if timed := {pair: untimed[pair] for pair in group if pair in untimed}:
+                        self._time(bay, timed, station, network)
+                    for pair in group:
+                        if network == LOOPBACK and self.results.accuracy_of(pair[0], pair[1].name) is None:
+                            self._compare(bay, pair)
             self._keep(self.links.after(network, self.results))
 
     def _time(self, bay: Bay, runs: Mapping[Pair, range], station: Station, network: str) -> None:
@@ -274,6 +275,16 @@ class _Bench(Closing):
         if results is not self.results:
             self.results = results
             results.save(self.partial_path)
+
+
+def _groups(pairs: Sequence[Pair], untimed: Mapping[Pair, range]) -> Iterator[list[Pair]]:
+    """What is open together: pairs that take turns. One of a single run takes none, and gets the memory to itself."""
+    together = [pair for pair in pairs if len(untimed.get(pair, ())) != 1]
+    if together:
+        yield together
+    for pair in pairs:
+        if pair not in together:
+            yield [pair]
 
 
 def _with_packages(environment: Environment, backends: Sequence[str]) -> Environment:

@@ -197,7 +197,7 @@ class Schedule(_Part):
     runs_of: the same of the backends named in it; where both are given, the fewer. warmup: those before them, in each
     sweep.
     sweeps: passes over all subjects, every other one in reverse order; the runs are divided among them.
-    subjects_at_once: how many subjects are open together. All their backends are, and take turns run by run.
+    subjects_at_once: how many subjects are open together. All their backends of several runs are, and take turns.
     accuracy_batch: images in one inference of the comparison with plaintext.
     """
 

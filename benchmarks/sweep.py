@@ -2,9 +2,10 @@
 
 A machine drifts. Two figures can be compared when they were taken in the same seconds: all backends of one subject are
 open together, each repetition runs every one of them once, and the order turns around at each repetition, so that none
-always runs on another's warm caches. A backend of fewer runs sits out repetitions, evenly over their time. Subjects are
-too many to be open together; so that drift hits them alike, they are all visited in each of several sweeps, every
-other one in reverse order, and the runs are divided among the sweeps.
+always runs on another's warm caches. A backend of fewer runs sits out repetitions, evenly over their time; one of a
+single run takes no turns and is open alone. Subjects are too many to be open together; so that drift hits them alike,
+they are all visited in each of several sweeps, every other one in reverse order, and the runs are divided among the
+sweeps.
 """
 
 from __future__ import annotations
