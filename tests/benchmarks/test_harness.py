@@ -127,6 +127,14 @@ def test_a_backend_of_fewer_runs_sits_out_evenly_and_has_its_own_images(bench: B
     assert results.schedule.runs_of == {"slow": 2}
 
 
+def test_a_backend_of_a_single_run_is_open_alone(bench: Bench) -> None:
+    bench.settings = BenchSettings(runs=3, warmup=1, sweeps=1, subjects_at_once=2, runs_of={"large": 1})
+    bench.run("fast", "large", "small")
+    are_open = itertools.accumulate(map(open_after, bench.journal))
+    seen = {(entry.split()[1], count) for entry, count in zip(bench.journal, are_open, strict=True) if " 1" in entry}
+    assert seen == {("fast", 4), ("small", 4), ("large", 1)}
+
+
 def test_a_backend_is_left_out_of_subjects_that_do_not_want_it(bench: Bench) -> None:
     subjects = [bench.subjects[0], replace(bench.subjects[1], left_out=frozenset({"slow"}))]
     results = bench.run("fast", "slow", subjects=subjects)
