@@ -24,7 +24,8 @@ check: $(VENV)/installed
 
 RESULTS := benchmarks/results
 CELLS := runs/methods/cells
-TRAINED := ours-3000-seed0 ours-1500-seed0 ours_4_layers-1500-seed0 snl-3000-seed0 snl-1500-seed0
+TRAINED := gradual_affine-3000-seed0 gradual_affine-1500-seed0 gradual_affine_4_layers-1500-seed0 snl-3000-seed0 \
+	snl-1500-seed0
 
 results: results-networks results-threads2 results-digits results-methods results-scoring results-trained
 
