@@ -7,8 +7,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test check clean results results-networks results-threads2 results-digits results-methods \
-	results-scoring results-trained
+.PHONY: run test check clean results results-networks results-budgets results-threads2 results-digits \
+	results-methods results-scoring results-trained
 
 run: $(VENV)/installed
 	$(BIN)/pi-pipeline run --budget $(BUDGET) $(ARGS)
@@ -27,7 +27,8 @@ CELLS := runs/methods/cells
 TRAINED := gradual_affine-3000-seed0 gradual_affine-1500-seed0 gradual_affine_4_layers-1500-seed0 snl-3000-seed0 \
 	snl-1500-seed0
 
-results: results-networks results-threads2 results-digits results-methods results-scoring results-trained
+results: results-networks results-budgets results-threads2 results-digits results-methods results-scoring \
+	results-trained
 
 # Every budget open at once: drift of the machine falls on all of them alike. Medians of 16 runs of preset wander by 10 to
 # 20 %, so it has more; the others are steadier and slower.
@@ -40,6 +41,14 @@ results-networks: $(VENV)/installed
 	$(BIN)/pi-pipeline report runs/networks
 	cp runs/networks/results.json $(RESULTS)/resnet18-32x32-networks.json
 	cp runs/networks/report.html $(RESULTS)/resnet18-32x32-networks.html
+
+# preset alone: what its law predicts where the links' visits fall into equally fast minutes.
+results-budgets: $(VENV)/installed
+	$(BIN)/pi-pipeline bench resnet18 --budgets 6000,15000,30000,50000,100000,full --backends preset,plaintext \
+		--networks loopback,lan,wan --runs 64 --runs-on wan=2 --sweeps 1 --at-once 6 --images 1 --output runs/budgets
+	$(BIN)/pi-pipeline report runs/budgets
+	cp runs/budgets/results.json $(RESULTS)/resnet18-32x32-budgets.json
+	cp runs/budgets/report.html $(RESULTS)/resnet18-32x32-budgets.html
 
 results-threads2: $(VENV)/installed
 	$(BIN)/pi-pipeline bench resnet18 --budgets 6000 --backends preset,plaintext --party-threads 2 --runs 40 \
