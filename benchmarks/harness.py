@@ -188,7 +188,7 @@ class _Bench(Closing):
     ) -> None:
         self._keep(self.links.ready(network, self.results))
         with self.links.blaming(network):
-            for group in _groups(opened, untimed):
+            for group in self._groups(opened, network):
                 bay = Bay(
                     lambda name: self.opener(name, **self.links.options(network)),
                     self.links.progress,
@@ -203,6 +203,15 @@ class _Bench(Closing):
                         if network == LOOPBACK and self.results.accuracy_of(pair[0], pair[1].name) is None:
                             self._compare(bay, pair)
             self._keep(self.links.after(network, self.results))
+
+    def _groups(self, pairs: Sequence[Pair], network: str) -> Iterator[list[Pair]]:
+        """What is open together: backends that take turns. One of a single run takes none, and gets all memory."""
+        together = [pair for pair in pairs if self.results.schedule.total(network, pair[0]) > 1]
+        if together:
+            yield together
+        for pair in pairs:
+            if pair not in together:
+                yield [pair]
 
     def _time(self, bay: Bay, runs: Mapping[Pair, range], station: Station, network: str) -> None:
         rows, layers = list(self.results.rows), list(self.results.layers)
@@ -275,16 +284,6 @@ class _Bench(Closing):
         if results is not self.results:
             self.results = results
             results.save(self.partial_path)
-
-
-def _groups(pairs: Sequence[Pair], untimed: Mapping[Pair, range]) -> Iterator[list[Pair]]:
-    """What is open together: pairs that take turns. One of a single run takes none, and gets the memory to itself."""
-    together = [pair for pair in pairs if len(untimed.get(pair, ())) != 1]
-    if together:
-        yield together
-    for pair in pairs:
-        if pair not in together:
-            yield [pair]
 
 
 def _with_packages(environment: Environment, backends: Sequence[str]) -> Environment:

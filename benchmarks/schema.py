@@ -209,10 +209,14 @@ class Schedule(_Part):
     runs_on: dict[str, Positive] = {}
     runs_of: dict[str, Positive] = {}
 
+    def total(self, network: str, backend: str) -> int:
+        """A backend's runs of a subject on a network, in all sweeps together."""
+        own = [runs[name] for runs, name in ((self.runs_on, network), (self.runs_of, backend)) if name in runs]
+        return min(own, default=self.runs)
+
     def share(self, sweep: int, network: str, backend: str) -> range:
         """A backend's runs of a sweep on a network, numbered from the first sweep's first; there may be none."""
-        own = [runs[name] for runs, name in ((self.runs_on, network), (self.runs_of, backend)) if name in runs]
-        each, more = divmod(min(own, default=self.runs), self.sweeps)
+        each, more = divmod(self.total(network, backend), self.sweeps)
         start = sweep * each + min(sweep, more)
         return range(start, start + each + (sweep < more))
 

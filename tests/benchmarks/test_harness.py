@@ -128,7 +128,8 @@ def test_a_backend_of_fewer_runs_sits_out_evenly_and_has_its_own_images(bench: B
 
 
 def test_a_backend_of_a_single_run_is_open_alone(bench: Bench) -> None:
-    bench.settings = BenchSettings(runs=3, warmup=1, sweeps=1, subjects_at_once=2, runs_of={"large": 1})
+    """The others are open together, also in the second sweep, which has the last of their three runs."""
+    bench.settings = BenchSettings(runs=3, warmup=1, sweeps=2, subjects_at_once=2, runs_of={"large": 1})
     bench.run("fast", "large", "small")
     are_open = itertools.accumulate(map(open_after, bench.journal))
     seen = {(entry.split()[1], count) for entry, count in zip(bench.journal, are_open, strict=True) if " 1" in entry}
