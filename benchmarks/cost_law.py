@@ -4,9 +4,10 @@ Rounds and bytes are counted, RTT and bandwidth measured of the link. a and b ar
 loopback rows where those have two ReLU counts, else on what the link leaves of the rows of all networks. A phase that
 sends nothing has no law.
 
-Where two links that take time were measured, the law's last terms get a factor each, and so does what of the work goes
-on while the link is busy (:mod:`benchmarks.link_fit`): a library may wait for two round trips where it counts one, and
-a phase that streams hides its work behind its bytes. Elsewhere the plain sum stands.
+Where two links that take time were measured, the law's last terms get a factor each, the work one for each link, and
+what of it goes on while the link is busy is fitted too (:mod:`benchmarks.link_fit`): a library may wait for two round
+trips where it counts one, what shapes a link takes its share of the cores, and a phase that streams hides its work
+behind its bytes. Elsewhere the plain sum stands.
 
 A law is worth what it says of points that it has not seen. :func:`predictions` holds ReLU counts back, each in turn or
 those that are named, fits the law on the others and predicts the latency on every network that was measured: nothing
@@ -18,7 +19,7 @@ from __future__ import annotations
 
 from bisect import bisect
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from benchmarks.errors import MeasureError
 from benchmarks.fit import MIN_POINTS, fit_line
@@ -42,12 +43,17 @@ class Point:
     relu_count: int
     seconds: float
     rounds: float
-    transferred: int
+    transferred: float
 
     @property
-    def link_s(self) -> float:
-        """Seconds that the link takes by its numbers."""
-        return link_seconds(self.link, self.rounds, self.transferred)
+    def waits_s(self) -> float:
+        """Seconds of the round trips by the link's numbers."""
+        return link_seconds(self.link, self.rounds, 0)
+
+    @property
+    def carries_s(self) -> float:
+        """Seconds of the bytes by the link's numbers."""
+        return link_seconds(self.link, 0, self.transferred)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,10 +71,10 @@ class Law:
     low: int
     high: int
 
-    def seconds(self, relu_count: float, link: Link, rounds: float, transferred: float) -> float:
-        """The latency that the law gives."""
-        waits_s, carries_s = link_seconds(link, rounds, 0), link_seconds(link, 0, transferred)
-        return self.factors.seconds(self.fixed_s + self.relu_s * relu_count, waits_s, carries_s)
+    def seconds(self, point: Point) -> float:
+        """The latency that the law gives for the ReLUs, rounds and bytes of a point on its network."""
+        work_s = self.fixed_s + self.relu_s * point.relu_count
+        return self.factors.seconds(point.network, work_s, point.waits_s, point.carries_s)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,19 +138,19 @@ def fit_law(points: Sequence[Point]) -> Law:
     bare = [point for point in points if point.network == LOOPBACK]
     chosen = bare if len({point.relu_count for point in bare}) > 1 else points
     counts = [point.relu_count for point in chosen]
-    line = fit_line(counts, [point.seconds - point.link_s for point in chosen])
+    line = fit_line(counts, [point.seconds - point.waits_s - point.carries_s for point in chosen])
     factors = PLAIN
     if chosen is bare:
         factors = fit_factors(
             LinkedPoint(
                 network=point.network,
                 work_s=line.intercept + line.slope * point.relu_count,
-                waits_s=link_seconds(point.link, point.rounds, 0),
-                carries_s=link_seconds(point.link, 0, point.transferred),
+                waits_s=point.waits_s,
+                carries_s=point.carries_s,
                 seconds=point.seconds,
             )
             for point in points
-            if point.link_s
+            if point.waits_s or point.carries_s
         )
     return Law(
         fixed_s=line.intercept,
@@ -164,12 +170,7 @@ def cost_laws(results: Results) -> tuple[CostLaw, ...]:
             model=model,
             phase=phase,
             law=(law := fit_law(points)),
-            residuals=tuple(
-                Residual(
-                    point=point, fitted_s=law.seconds(point.relu_count, point.link, point.rounds, point.transferred)
-                )
-                for point in points
-            ),
+            residuals=tuple(Residual(point=point, fitted_s=law.seconds(point)) for point in points),
         )
         for backend, model, phase, points in _series(results)
     )
@@ -215,15 +216,18 @@ def predictions(results: Results, hold_back: Collection[int] | None = None) -> t
 def _predict(seen: Sequence[Point], point: Point, *, backend: str, model: str, phase: Phase) -> Prediction:
     law = fit_law(seen)
     count = point.relu_count
-    transferred = _between({other.relu_count: other.transferred for other in seen}, count)
-    rounds = _between({other.relu_count: other.rounds for other in seen}, count)
+    unmeasured = replace(
+        point,
+        rounds=_between({other.relu_count: other.rounds for other in seen}, count),
+        transferred=_between({other.relu_count: other.transferred for other in seen}, count),
+    )
     return Prediction(
         backend=backend,
         model=model,
         phase=phase,
         network=point.network,
         relu_count=count,
-        predicted_s=law.seconds(count, point.link, rounds, transferred),
+        predicted_s=law.seconds(unmeasured),
         measured_s=point.seconds,
         outside=not law.low <= count <= law.high,
     )

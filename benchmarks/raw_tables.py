@@ -36,7 +36,7 @@ def _laws(view: LawView) -> RawTable:
     return _table(
         "law-coefficients",
         "The cost law of each backend",
-        "backend model phase fixed_s s_per_relu rounds_factor bytes_factor overlap fitted_on largest_residual",
+        "backend model phase fixed_s s_per_relu rounds_factor bytes_factor overlap work_factors fitted_on largest_residual",
         (
             (
                 entry.backend,
@@ -47,6 +47,7 @@ def _laws(view: LawView) -> RawTable:
                 entry.law.factors.per_round,
                 entry.law.factors.per_byte,
                 entry.law.factors.overlap,
+                " ".join(f"{network}={factor:.4g}" for network, factor in entry.law.factors.work.items()),
                 " ".join(entry.law.fitted_on),
                 max(residual.size for residual in entry.residuals),
             )
