@@ -1,9 +1,9 @@
 """Measures subjects on backends and writes what it cost, resumably.
 
-At each stop of the sweep (:mod:`benchmarks.sweep`), on one network after the other (:mod:`benchmarks.placement`):
-set-up, warm-up, timed single-image inferences in turn. Once for each pair, on loopback, as logits do not depend on the
-network: a pass over test images in batches, whose logits are compared with onnxruntime's on the same images. What is
-finished of a backend, a subject, a network and a sweep is on disk at once, beside the results; the same command goes on
+At each stop of the sweep (:mod:`benchmarks.sweep`), on one network after the other (:mod:`benchmarks.placement`) or on
+all of them together: set-up, warm-up, timed single-image inferences in turn. Once for each backend and subject, on
+loopback, as logits do not depend on the network: a pass over test images in batches, whose logits are compared with
+onnxruntime's on the same images. What is finished is on disk at once, beside the results; the same command goes on
 from there.
 """
 
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from pathlib import Path
 
 from benchmarks.bookkeeping import layer_rows, modelled_row, phase_rows
@@ -25,7 +24,7 @@ from benchmarks.schema import LOOPBACK, Environment, Results, Schedule
 from benchmarks.simulated import BACKEND as SIMULATED
 from benchmarks.simulated import simulated_accuracy
 from benchmarks.subjects import SubjectFile, Subjects, load_subjects
-from benchmarks.sweep import Bay, Pair, Progress, Station, stations
+from benchmarks.sweep import Bay, Berth, Progress, Station, stations
 from pi_runtime.backend import Backend
 from pi_runtime.backends import open_backend, own_packages
 from pi_runtime.closing import Closing
@@ -38,6 +37,7 @@ class BenchSettings:
 
     runs: timed inferences of one image for each subject and backend; runs_on: on the networks named in it instead;
     runs_of: of the backends named in it instead. Where both are given, the fewer.
+    across_networks: backends that are open on all networks together and take turns on them, run by run.
     warmup: inferences before them, in each sweep, that do not count.
     sweeps: passes over the subjects among which the runs are divided; never more than runs.
     subjects_at_once: subjects that are open together, with all their backends.
@@ -53,9 +53,11 @@ class BenchSettings:
     threads: int = 1
     runs_on: Mapping[str, int] = field(default_factory=dict)
     runs_of: Mapping[str, int] = field(default_factory=dict)
+    across_networks: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         counts = asdict(self)
+        del counts["across_networks"]
         for table in ("runs_on", "runs_of"):
             counts |= {f"{table} {name}": runs for name, runs in counts.pop(table).items()}
         for name, value in counts.items():
@@ -73,6 +75,7 @@ class BenchSettings:
             accuracy_batch=self.accuracy_batch,
             runs_on=dict(self.runs_on),
             runs_of=dict(self.runs_of),
+            across_networks=tuple(self.across_networks),
         )
 
 
@@ -159,18 +162,17 @@ class _Bench(Closing):
         )
 
     def visit(self, station: Station) -> None:
-        """Does what is missing of one station: its timing on every network, and the comparison of each pair."""
-        for network, measured in self.placement.measured.items():
-            share = partial(self.results.schedule.share, station.sweep, network)
-            pairs = [(name, file) for name in self.backends for file in station.subjects if name not in file.left_out]
-            wanted = (station.sweep, network, "measured")
-            timed = {(r.backend, r.subject) for r in self.results.rows if (r.sweep, r.network, r.kind) == wanted}
-            wanted_here = [pair for pair in pairs if share(pair[0]) and pair[0] in measured]
-            untimed = {pair: share(pair[0]) for pair in wanted_here if (pair[0], pair[1].name) not in timed}
-            unchecked = [pair for pair in pairs if self.results.accuracy_of(pair[0], pair[1].name) is None]
-            opened = [pair for pair in pairs if pair in untimed or (pair in unchecked and network == LOOPBACK)]
-            if opened:
-                self._open_and_measure(station, network, opened, untimed)
+        """Does what is missing of one station: its timing on every network, and each comparison with plaintext."""
+        berths = [
+            Berth(backend=name, subject=file, network=network)
+            for network in self.placement.measured
+            for name in self.backends
+            for file in station.subjects
+            if name not in file.left_out
+        ]
+        untimed = {berth: share for berth in berths if (share := self._untimed(berth, station.sweep))}
+        for group in self._groups([berth for berth in berths if berth in untimed or self._unchecked(berth)]):
+            self._open_and_measure(station, group, {berth: untimed[berth] for berth in group if berth in untimed})
 
     def finish(self) -> Results:
         """Adds what is simulated and modelled, writes the results in place and removes the partial ones."""
@@ -183,50 +185,68 @@ class _Bench(Closing):
     def close(self) -> None:
         self.links.close()
 
-    def _open_and_measure(
-        self, station: Station, network: str, opened: Sequence[Pair], untimed: Mapping[Pair, range]
-    ) -> None:
-        self._keep(self.links.ready(network, self.results))
-        with self.links.blaming(network):
-            for group in self._groups(opened, network):
-                bay = Bay(
-                    lambda name: self.opener(name, **self.links.options(network)),
-                    self.links.progress,
-                    self.subjects,
-                    network=network,
-                )
-                with bay:
-                    bay.prepare(group)
-                    if timed := {pair: untimed[pair] for pair in group if pair in untimed}:
-                        self._time(bay, timed, station, network)
-                    for pair in group:
-                        if network == LOOPBACK and self.results.accuracy_of(pair[0], pair[1].name) is None:
-                            self._compare(bay, pair)
+    def _untimed(self, berth: Berth, sweep: int) -> range | None:
+        """The berth's runs of the sweep; None where they are done, or there are none."""
+        if berth.backend not in self.placement.measured[berth.network]:
+            return None
+        key = (berth.backend, berth.subject.name, berth.network, sweep, "measured")
+        if any((row.backend, row.subject, row.network, row.sweep, row.kind) == key for row in self.results.rows):
+            return None
+        return self.results.schedule.share(sweep, berth.network, berth.backend) or None
+
+    def _unchecked(self, berth: Berth) -> bool:
+        """Whether the berth is where its backend's logits are compared with plaintext, and they have not been."""
+        return berth.network == LOOPBACK and self.results.accuracy_of(berth.backend, berth.subject.name) is None
+
+    def _groups(self, berths: Sequence[Berth]) -> Iterator[list[Berth]]:
+        """What is open together: first what takes turns on all networks, then on each network the other backends.
+
+        Of these one of a single run takes no turns, and gets all memory.
+        """
+        schedule = self.results.schedule
+        across = [berth for berth in berths if berth.backend in schedule.across_networks]
+        if across:
+            yield across
+        for network in dict.fromkeys(berth.network for berth in berths):
+            there = [berth for berth in berths if berth.network == network and berth not in across]
+            together = [berth for berth in there if schedule.total(network, berth.backend) > 1]
+            if together:
+                yield together
+            for berth in there:
+                if berth not in together:
+                    yield [berth]
+
+    def _open_and_measure(self, station: Station, group: Sequence[Berth], untimed: Mapping[Berth, range]) -> None:
+        networks = tuple(dict.fromkeys(berth.network for berth in group))
+        for network in networks:
+            self._keep(self.links.ready(network, self.results))
+        bay = Bay(
+            lambda name, network: self.opener(name, **self.links.options(network)), self.links.progress, self.subjects
+        )
+        with self.links.blaming(networks), bay:
+            bay.prepare(group)
+            if untimed:
+                self._time(bay, untimed, station)
+            for berth in group:
+                if self._unchecked(berth):
+                    self._compare(bay, berth)
+        for network in networks:
             self._keep(self.links.after(network, self.results))
 
-    def _groups(self, pairs: Sequence[Pair], network: str) -> Iterator[list[Pair]]:
-        """What is open together: backends that take turns. One of a single run takes none, and gets all memory."""
-        together = [pair for pair in pairs if self.results.schedule.total(network, pair[0]) > 1]
-        if together:
-            yield together
-        for pair in pairs:
-            if pair not in together:
-                yield [pair]
-
-    def _time(self, bay: Bay, runs: Mapping[Pair, range], station: Station, network: str) -> None:
+    def _time(self, bay: Bay, runs: Mapping[Berth, range], station: Station) -> None:
         rows, layers = list(self.results.rows), list(self.results.layers)
-        for pair, costs in bay.time(runs, station, self.results.schedule.warmup).items():
-            backend, subject = pair[0], pair[1].name
+        for berth, costs in bay.time(runs, station, self.results.schedule.warmup).items():
+            backend, subject, network, sweep = berth.backend, berth.subject.name, berth.network, station.sweep
             rows += phase_rows(
                 costs,
                 backend=backend,
                 subject=subject,
                 network=network,
-                sweep=station.sweep,
+                sweep=sweep,
                 images=1,
-                byte_source=bay.byte_source(pair),
+                byte_source=bay.byte_source(berth),
             )
-            layers += layer_rows(costs, backend=backend, subject=subject, network=network, sweep=station.sweep)
+            layers += layer_rows(costs, backend=backend, subject=subject, network=network, sweep=sweep)
         self._keep(self.results.model_copy(update={"rows": tuple(rows), "layers": tuple(layers)}))
 
     def _simulate(self) -> None:
@@ -263,10 +283,10 @@ class _Bench(Closing):
         ]
         self.results = self.results.model_copy(update={"rows": (*self.results.rows, *added)})
 
-    def _compare(self, bay: Bay, pair: Pair) -> None:
-        file = pair[1]
+    def _compare(self, bay: Bay, berth: Berth) -> None:
+        file = berth.subject
         plain = reference_logits(file.path, file.images[file.chosen], self.threads)
-        entry = bay.compare(pair, plain, self.results.schedule.accuracy_batch)
+        entry = bay.compare(berth, plain, self.results.schedule.accuracy_batch)
         self._keep(self.results.model_copy(update={"secure": (*self.results.secure, entry)}))
 
     def _earlier(self, identity: str) -> Results | None:

@@ -7,7 +7,7 @@ is modelled from its measurement on loopback, which is then made as well.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from math import isfinite
@@ -138,16 +138,17 @@ class OpenLinks:
         return _with(results, record)
 
     @contextmanager
-    def blaming(self, network: str) -> Iterator[None]:
-        """Where the block fails because the link is dead, that is what is told."""
+    def blaming(self, networks: Iterable[str]) -> Iterator[None]:
+        """Where the block fails because one of the links is dead, that is what is told."""
         try:
             yield
         except PiError as error:
-            if network in self._open:
-                try:
-                    self._open[network].dropped_packets()
-                except PiError as death:
-                    raise death from error
+            for network in networks:
+                if network in self._open:
+                    try:
+                        self._open[network].dropped_packets()
+                    except PiError as death:
+                        raise death from error
             raise
 
     def close(self) -> None:

@@ -36,7 +36,8 @@ def _laws(view: LawView) -> RawTable:
     return _table(
         "law-coefficients",
         "The cost law of each backend",
-        "backend model phase fixed_s s_per_relu rounds_factor bytes_factor overlap work_factors fitted_on largest_residual",
+        "backend model phase fixed_s s_per_relu rounds_factor bytes_factor overlap work_factors fitted_on"
+        " largest_residual",
         (
             (
                 entry.backend,

@@ -198,6 +198,8 @@ class Schedule(_Part):
     sweep.
     sweeps: passes over all subjects, every other one in reverse order; the runs are divided among them.
     subjects_at_once: how many subjects are open together. All their backends of several runs are, and take turns.
+    across_networks: the backends that are open on all networks together, whatever their runs; the others are on one
+    network after the other.
     accuracy_batch: images in one inference of the comparison with plaintext.
     """
 
@@ -208,6 +210,7 @@ class Schedule(_Part):
     accuracy_batch: Positive
     runs_on: dict[str, Positive] = {}
     runs_of: dict[str, Positive] = {}
+    across_networks: tuple[str, ...] = ()
 
     def total(self, network: str, backend: str) -> int:
         """A backend's runs of a subject on a network, in all sweeps together."""

@@ -233,6 +233,7 @@ def measure(
     networks: Sequence[str] = ("loopback",),
     runs_on: Mapping[str, int] | None = None,
     runs_of: Mapping[str, int] | None = None,
+    across_networks: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Measures ``subjects`` on each backend and network, prints the tables and returns the headline figures.
 
@@ -260,6 +261,7 @@ def measure(
                 subjects_at_once=subjects_at_once,
                 runs_on=runs_on or {},
                 runs_of=runs_of or {},
+                across_networks=across_networks,
             ),
             networks=networks,
             opener=opener,

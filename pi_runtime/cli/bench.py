@@ -93,6 +93,13 @@ def take_bench_options(options: dict[str, Any]) -> dict[str, Any]:
     multiple=True,
     help="which of --budgets a backend is measured at  [all]; repeatable",
 )
+@click.option(
+    "--across-networks",
+    metavar="BACKENDS",
+    default="",
+    help="those open on all networks together, whose runs take turns on them; the memory of each network adds up"
+    "  [none: one network after the other]",
+)
 @click.option("--sweeps", default=2, show_default=True, type=_COUNT, help="passes over all budgets; runs are divided")
 @click.option("--at-once", default=1, show_default=True, type=_COUNT, help="budgets whose backends are open together")
 @click.option("--data", type=click.Path(path_type=Path), help="folder of images for ONNX files  [noise]")
@@ -108,6 +115,7 @@ def bench(
     runs_on: tuple[str, ...],
     runs_of: tuple[str, ...],
     budgets_of: tuple[str, ...],
+    across_networks: str,
     sweeps: int,
     at_once: int,
     data: Path | None,
@@ -134,12 +142,18 @@ def bench(
         raise click.UsageError("give either a MODEL or --run-dir; the directory of a run is a MODEL as well")
     runs_by_network = parse_counts("--runs-on", "NETWORK", runs_on, measured["networks"])
     runs_by_backend = parse_counts("--runs-of", "BACKEND", runs_of, measured["backends"])
+    across = parse_names("--across-networks", across_networks, measured["backends"])
     from pi_runtime import pipeline
 
     if run_dir is not None and budgets is None:
         if output is not None:
             raise click.UsageError("--output goes with a MODEL or --budgets; a run keeps its results beside its models")
-        for name, given in (("--runs-on", runs_on), ("--runs-of", runs_of), ("--budgets-of", budgets_of)):
+        for name, given in (
+            ("--runs-on", runs_on),
+            ("--runs-of", runs_of),
+            ("--budgets-of", budgets_of),
+            ("--across-networks", across),
+        ):
             if given:
                 raise click.UsageError(f"{name} goes with a MODEL or --budgets")
         document = pipeline.bench_run(run_dir, **measured)
@@ -170,9 +184,23 @@ def bench(
             subjects_at_once=at_once,
             runs_on=runs_by_network,
             runs_of=runs_by_backend,
+            across_networks=across,
             **measured,
         )
     click.echo(json.dumps(document))
+
+
+def parse_names(option: str, text: str, names: Sequence[str]) -> tuple[str, ...]:
+    """Names separated by commas, each of ``names``, which are measured.
+
+    Raises:
+        click.UsageError: one is not.
+    """
+    found = tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+    for name in found:
+        if name not in names:
+            raise click.UsageError(f"{option} must be of {', '.join(names)}, got {name!r}")
+    return found
 
 
 def parse_counts(option: str, kind: str, parts: Sequence[str], names: Sequence[str]) -> dict[str, int]:

@@ -188,6 +188,34 @@ def test_networks_of_one_stop_come_one_after_the_other_and_comparisons_on_loopba
     assert {entry.split()[1] for entry in compared} == {"near@loopback"}
 
 
+def test_a_backend_across_networks_takes_turns_on_them_and_the_others_come_after(bench: NetBench) -> None:
+    """Three repetitions to and fro over both networks; the WAN's one run is in the first. Then `near`, as ever."""
+    bench.settings = BenchSettings(
+        runs=3, warmup=0, sweeps=1, accuracy_batch=50, runs_on={"wan": 1}, across_networks=("far",)
+    )
+    results = bench.run("near", "far", networks=("loopback", "wan"), subjects=bench.subjects[:1])
+    assert [entry for entry in bench.journal if not entry.endswith(" 2")] == [
+        *("link wan", "prepare far@loopback full", "prepare far@wan full"),
+        *("infer far@loopback full 1", "infer far@wan full 1", *["infer far@loopback full 1"] * 2),
+        *("close far@wan full", "close far@loopback full"),
+        *("prepare near@loopback full", *["infer near@loopback full 1"] * 3, "close near@loopback full"),
+        *("prepare near@wan full", "infer near@wan full 1", "close near@wan full", "unlink wan"),
+    ]
+    assert results.schedule.across_networks == ("far",)
+    assert {(entry.backend, entry.images) for entry in results.secure} == {("near", 2), ("far", 2)}
+    done = len(bench.journal)
+    assert bench.run("near", "far", networks=("loopback", "wan"), subjects=bench.subjects[:1]) == results
+    assert len(bench.journal) == done, "nothing is left to measure"
+
+
+def test_a_backend_across_networks_turns_around_at_each_repetition(bench: NetBench) -> None:
+    bench.settings = BenchSettings(runs=2, warmup=1, sweeps=1, accuracy_batch=50, across_networks=("near",))
+    bench.run("near", networks=("loopback", "lan", "wan"), subjects=bench.subjects[:1])
+    order = [entry.split()[1].removeprefix("near@") for entry in bench.journal if entry.endswith(" 1")]
+    there = ["loopback", "lan", "wan"]
+    assert order == [*there, *reversed(there), *there]
+
+
 def test_a_network_that_failed_is_gone_on_with_and_what_is_done_is_kept(bench: NetBench) -> None:
     bench.failing = "near@wan"
     with pytest.raises(BackendError, match="the process died"):
@@ -248,6 +276,13 @@ def test_a_dead_relay_is_named_where_a_backend_fails_on_it(bench: NetBench) -> N
     bench.failing, bench.links.dead = "near@wan", True
     with pytest.raises(BackendError, match="the relay process was killed"):
         bench.run("near", networks=("wan",))
+
+
+def test_a_dead_relay_is_named_among_the_networks_that_are_open_together(bench: NetBench) -> None:
+    bench.settings = BenchSettings(runs=2, warmup=0, sweeps=1, across_networks=("near",))
+    bench.failing, bench.links.dead = "near@wan", True
+    with pytest.raises(BackendError, match="the relay process was killed"):
+        bench.run("near", networks=("loopback", "wan"))
 
 
 def test_no_network_at_all_is_one_line() -> None:

@@ -8,7 +8,7 @@ import onnxruntime
 import pytest
 
 from pi_runtime.backends import open_backend
-from pi_runtime.cli.bench import parse_budgets_of, parse_counts
+from pi_runtime.cli.bench import parse_budgets_of, parse_counts, parse_names
 from pi_runtime.errors import ConfigError
 from pi_runtime.export import export_onnx
 from pi_runtime.net.link import why_no_relay
@@ -94,6 +94,16 @@ def test_budgets_of_a_backend_are_some_of_those_that_are_measured():
             parse_budgets_of((part,), backends, budgets)
     with pytest.raises(ConfigError, match="a budget must be a count of ReLUs"):
         parse_budgets_of(("preset=some",), backends, budgets)
+
+
+def test_backends_across_networks_are_some_of_those_that_are_measured():
+    assert parse_names("--across-networks", " preset,plaintext,preset,", ("plaintext", "preset")) == (
+        "preset",
+        "plaintext",
+    )
+    assert parse_names("--across-networks", "", ("preset",)) == ()
+    with pytest.raises(click.UsageError, match="--across-networks must be of preset, got 'crypten'"):
+        parse_names("--across-networks", "preset,crypten", ("preset",))
 
 
 def test_runs_on_a_network_are_counts_of_networks_that_are_measured():

@@ -140,6 +140,7 @@ def test_threads_of_a_party_reach_onnxruntime(call, model, tmp_path, monkeypatch
         ([], "give a MODEL, or --run-dir"),
         (["{model}", "--run-dir", "x"], "give either a MODEL or --run-dir"),
         (["--run-dir", "x", "--output", "y"], "--output goes with a MODEL or --budgets"),
+        (["--run-dir", "x", "--across-networks", "preset"], "--across-networks goes with a MODEL or --budgets"),
         (["vgg"], "there is no model vgg; give an ONNX file, the directory of a run, or one of resnet18, wrn22"),
         (["{model}", "--budgets", "6k"], "a budget must be a count of ReLUs, full or trained, got '6k'"),
         (["{model}", "--budgets", "99999"], f"a ReLU budget must be from 0 to {TOTAL}, all ReLUs of"),
