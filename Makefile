@@ -24,8 +24,7 @@ check: $(VENV)/installed
 
 RESULTS := benchmarks/results
 CELLS := runs/methods/cells
-TRAINED := gradual_affine-3000-seed0 gradual_affine-1500-seed0 gradual_affine_4_layers-1500-seed0 snl-3000-seed0 \
-	snl-1500-seed0
+TRAINED := ours-3000-seed0 ours-1500-seed0 ours_4_layers-1500-seed0 snl-3000-seed0 snl-1500-seed0
 
 results: results-networks results-budgets results-threads2 results-digits results-methods results-scoring \
 	results-trained
@@ -36,16 +35,16 @@ results-networks: $(VENV)/installed
 	$(BIN)/pi-pipeline bench resnet18 --budgets 6000,15000,30000,50000,100000,full \
 		--backends preset,crypten,crypten-unmasked,spu-cheetah,spu-semi2k,plaintext --networks loopback,lan,wan \
 		--runs 64 --runs-on wan=1 --runs-of crypten=8 --runs-of crypten-unmasked=1 --runs-of spu-cheetah=1 \
-		--runs-of spu-semi2k=1 --budgets-of crypten-unmasked=50000,full --budgets-of spu-cheetah=50000,full \
-		--budgets-of spu-semi2k=50000,full --sweeps 1 --at-once 6 --images 1 --output runs/networks
+		--runs-of spu-semi2k=1 --sweeps 1 --at-once 6 --images 1 --output runs/networks
 	$(BIN)/pi-pipeline report runs/networks
 	cp runs/networks/results.json $(RESULTS)/resnet18-32x32-networks.json
 	cp runs/networks/report.html $(RESULTS)/resnet18-32x32-networks.html
 
-# preset alone: what its law predicts where the links' visits fall into equally fast minutes.
+# preset is open on all links together: drift of the machine falls on the links alike as well.
 results-budgets: $(VENV)/installed
-	$(BIN)/pi-pipeline bench resnet18 --budgets 6000,15000,30000,50000,100000,full --backends preset,plaintext \
-		--networks loopback,lan,wan --runs 64 --runs-on wan=2 --sweeps 1 --at-once 6 --images 1 --output runs/budgets
+	$(BIN)/pi-pipeline bench resnet18 --budgets 6000,15000,30000,50000,100000,full --backends preset,crypten,plaintext \
+		--networks loopback,lan,wan --runs 64 --runs-on wan=2 --runs-of crypten=8 --across-networks preset,plaintext \
+		--sweeps 1 --at-once 6 --images 1 --output runs/budgets
 	$(BIN)/pi-pipeline report runs/budgets
 	cp runs/budgets/results.json $(RESULTS)/resnet18-32x32-budgets.json
 	cp runs/budgets/report.html $(RESULTS)/resnet18-32x32-budgets.html
