@@ -81,11 +81,11 @@ class Subjects:
         """Kept ReLUs an activation; a layer that kept nothing has no node and takes its place from another budget."""
         found = []
         for file in self.files:
-            own = {node.name: node for node in self.graphs[file.name].relu_layers}
+            own = self.graphs[file.name].relu_layers
             alike = [self.graphs[other.name] for other in self.files if self.model(other) == self.model(file)]
             fullest = max(alike, key=lambda graph: len(graph.relu_layers))
             found += [
-                _relu_layer(file.name, node, _activation_shape(fullest, node), own.get(node.name))
+                _relu_layer(file.name, node, _activation_shape(fullest, node), _same_layer(own, node))
                 for node in fullest.relu_layers
             ]
         return tuple(found)
@@ -172,6 +172,15 @@ def _check_images(file: SubjectFile, graph: Graph) -> None:
         raise MeasureError(
             f"labels of {file.name} must have shape [{len(images)}], one an image, got {list(file.labels.shape)}"
         )
+
+
+def _same_layer(nodes: Sequence[Node], layer: Node) -> Node | None:
+    """The node that is ``layer`` in another network; a ReLU behind an affine is named as a part of its activation."""
+    for node in nodes:
+        longer, shorter = sorted((node.name, layer.name), key=len, reverse=True)
+        if longer == shorter or longer.startswith(f"{shorter}."):
+            return node
+    return None
 
 
 def _relu_layer(subject: str, layer: Node, shape: Shape, own: Node | None) -> ReluLayer:

@@ -44,12 +44,12 @@ class Check:
 def check_model(graph: Graph, results: Results, *, origin: Path) -> tuple[Check, ...]:
     """Rehearses ``graph`` and predicts each row that ``results`` has of it; nothing of the rows goes into that.
 
-    The rows are those of the networks that keep as many ReLUs of as many.
+    The rows are those of the networks that keep as many ReLUs of as many, and as many in each layer.
 
     Raises:
         ConfigError: the results have no such row.
     """
-    subjects = [subject for subject in results.subjects if _is_of(subject, graph)]
+    subjects = [subject for subject in results.subjects if _is_of(results, subject, graph)]
     networks = [network for network in results.networks if _is_profile(network)]
     places = [(subject, network) for subject in subjects for network in networks]
     if not any(phase_cost(results, BACKEND, subject.name, "online", network=network) for subject, network in places):
@@ -131,9 +131,13 @@ def _print(shown: Table) -> None:
         Console(stderr=True, highlight=False).print(shown)
 
 
-def _is_of(subject: Subject, graph: Graph) -> bool:
+def _is_of(results: Results, subject: Subject, graph: Graph) -> bool:
+    """Whether the subject may be ``graph``; where the results do not tell its layers, by the counts alone."""
     total = graph.metadata.get("relu_total", subject.relu_total)
-    return (subject.relu_count, subject.relu_total) == (graph.relu_count, total)
+    if (subject.relu_count, subject.relu_total) != (graph.relu_count, total):
+        return False
+    told = [layer.relu_count for layer in results.relu_layers if layer.subject == subject.name]
+    return not told or [count for count in told if count] == [node.relu_count for node in graph.relu_layers]
 
 
 def _is_profile(network: str) -> bool:

@@ -172,6 +172,20 @@ def test_a_layer_that_lost_every_relu_counts_none(bench: Bench, tmp_path: Path) 
     assert [(layer.subject, layer.elements, layer.relu_count) for layer in layers] == [("full", 4, 4), ("0", 4, 0)]
 
 
+@pytest.mark.parametrize(("first", "second"), [("relu1", "relu1.1"), ("relu1.1", "relu1")])
+def test_a_relu_behind_an_affine_is_the_layer_of_its_activation(
+    bench: Bench, tmp_path: Path, first: str, second: str
+) -> None:
+    """Exported, it is a submodule of the activation that it took the place of."""
+    networks = [
+        save_network(tmp_path / f"{kept}.onnx", list(range(kept)), relu_name=name)
+        for kept, name in ((4, first), (3, second))
+    ]
+    subjects = [SubjectFile(name=path.stem, path=path, images=bench.images, model="tiny") for path in networks]
+    layers = load_subjects(subjects).relu_layers()
+    assert [(layer.subject, layer.layer, layer.relu_count) for layer in layers] == [("4", first, 4), ("3", first, 3)]
+
+
 def test_accuracies_equal_those_of_onnxruntime_alone(bench: Bench) -> None:
     results = bench.run()
     for file, found in (

@@ -10,7 +10,9 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 
-def save_network(path: Path, kept: list[int], *, classes: int = 3, **metadata: object) -> Path:
+def save_network(
+    path: Path, kept: list[int], *, classes: int = 3, relu_name: str = "relu1", **metadata: object
+) -> Path:
     """A network on [1, 2, 2] images, Flatten -> Gemm -> ReLU of four elements of which ``kept`` stay -> Gemm."""
     rng = np.random.default_rng(7)
     weights = {
@@ -23,7 +25,7 @@ def save_network(path: Path, kept: list[int], *, classes: int = 3, **metadata: o
     nodes = [
         helper.make_node("Flatten", ["input"], ["flat"], name="flatten"),
         helper.make_node("Gemm", ["flat", "w1", "b1"], ["hidden"], name="fc1", transB=1),
-        helper.make_node("PRelu", ["hidden", "slope"], ["active"], name="relu1"),
+        helper.make_node("PRelu", ["hidden", "slope"], ["active"], name=relu_name),
         helper.make_node("Gemm", ["active", "w2", "b2"], ["logits"], name="fc2", transB=1),
     ]
     used = {wire for node in nodes for wire in node.input}

@@ -10,7 +10,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from benchmarks.schema import Environment, Results, Row, Schedule, SentBytes, Subject
+from benchmarks.schema import Environment, ReluLayer, Results, Row, Schedule, SentBytes, Subject
 from pi_runtime.backend import Cost, LayerCost, RunCost
 from pi_runtime.cli.main import cli
 from pi_runtime.errors import ConfigError
@@ -244,6 +244,28 @@ def test_what_cannot_be_checked_is_refused(make_net, tmp_path, count, arguments,
         result = CliRunner().invoke(cli, ["estimate", *map(str, given)], catch_exceptions=False)
         assert result.exit_code == 2
         assert message in result.stderr
+
+
+def test_a_check_tells_networks_of_one_count_by_their_layers(make_net, tmp_path, monkeypatch):
+    """A second network keeps as many ReLUs, one more in its first layer and one fewer in its last: not this one."""
+    graph = exported(make_net(0.4), tmp_path)
+    monkeypatch.setattr(module, "rehearse", lambda graph, batch, threads: FAST)
+    base = measured_rows(graph, estimate(graph, 1), {("loopback", "online"): 1.0})
+    own, layers = base.subjects[1], graph.relu_layers
+    other = own.model_copy(update={"name": "other"})
+    moved = {layers[0].name: 1, layers[-1].name: -1}
+    kept = [
+        ReluLayer(subject=subject.name, layer=node.name, elements=10_000, relu_count=node.relu_count + more)
+        for subject in (own, other)
+        for node in layers
+        for more in [moved.get(node.name, 0) if subject is other else 0]
+    ]
+    rows = [row.model_copy(update={"subject": name}) for row in base.rows[:1] for name in ("own", "other")]
+    base.model_copy(update={"subjects": (own, other), "rows": tuple(rows), "relu_layers": tuple(kept)}).save(
+        tmp_path / "results.json"
+    )
+    document, _ = run(tmp_path / "model.onnx", "--check", tmp_path / "results.json")
+    assert {entry["subject"] for entry in document["check"]} == {"own"}
 
 
 def test_a_check_shows_the_cost_law_of_held_back_counts(make_net, tmp_path):
