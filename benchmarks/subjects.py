@@ -175,12 +175,16 @@ def _check_images(file: SubjectFile, graph: Graph) -> None:
 
 
 def _same_layer(nodes: Sequence[Node], layer: Node) -> Node | None:
-    """The node that is ``layer`` in another network; a ReLU behind an affine is named as a part of its activation."""
-    for node in nodes:
-        longer, shorter = sorted((node.name, layer.name), key=len, reverse=True)
-        if longer == shorter or longer.startswith(f"{shorter}."):
-            return node
-    return None
+    """The node that is ``layer`` in another network; a ReLU behind an affine is named as a part of its activation.
+
+    A node of the very name comes before one of such a part.
+    """
+    alike = [
+        node
+        for node in nodes
+        if f"{node.name}.".startswith(f"{layer.name}.") or f"{layer.name}.".startswith(f"{node.name}.")
+    ]
+    return min(alike, key=lambda node: abs(len(node.name) - len(layer.name)), default=None)
 
 
 def _relu_layer(subject: str, layer: Node, shape: Shape, own: Node | None) -> ReluLayer:
