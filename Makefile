@@ -34,7 +34,7 @@ results: results-networks results-budgets results-threads2 results-digits result
 results-networks: $(VENV)/installed
 	$(BIN)/pi-pipeline bench resnet18 --budgets 6000,15000,30000,50000,100000,full \
 		--backends preset,crypten,crypten-unmasked,spu-cheetah,spu-semi2k,plaintext --networks loopback,lan,wan \
-		--runs 64 --runs-on wan=1 --runs-of crypten=8 --runs-of crypten-unmasked=1 --runs-of spu-cheetah=1 \
+		--runs 64 --runs-on wan=1 --runs-of crypten=8 --runs-of crypten-unmasked=4 --runs-of spu-cheetah=1 \
 		--runs-of spu-semi2k=1 --sweeps 1 --at-once 6 --images 1 --output runs/networks
 	$(BIN)/pi-pipeline report runs/networks
 	cp runs/networks/results.json $(RESULTS)/resnet18-32x32-networks.json
@@ -42,9 +42,9 @@ results-networks: $(VENV)/installed
 
 # preset is open on all links together: drift of the machine falls on the links alike as well.
 results-budgets: $(VENV)/installed
-	$(BIN)/pi-pipeline bench resnet18 --budgets 6000,15000,30000,50000,100000,full --backends preset,crypten,plaintext \
-		--networks loopback,lan,wan --runs 64 --runs-on wan=2 --runs-of crypten=8 --across-networks preset,plaintext \
-		--sweeps 1 --at-once 6 --images 1 --output runs/budgets
+	$(BIN)/pi-pipeline bench resnet18 --budgets 6000,15000,30000,50000,100000,200000,350000,full \
+		--backends preset,crypten,plaintext --networks loopback,lan,wan --runs 64 --runs-on wan=2 --runs-of crypten=8 \
+		--across-networks preset --sweeps 1 --at-once 8 --images 1 --output runs/budgets
 	$(BIN)/pi-pipeline report runs/budgets
 	cp runs/budgets/results.json $(RESULTS)/resnet18-32x32-budgets.json
 	cp runs/budgets/report.html $(RESULTS)/resnet18-32x32-budgets.html
@@ -73,8 +73,8 @@ results-scoring: results-methods
 results-trained: results-methods
 	for cell in $(TRAINED); do $(BIN)/pi-pipeline export --run-dir $(CELLS)/$$cell || exit 1; done
 	$(BIN)/pi-pipeline bench $(addprefix $(CELLS)/,$(TRAINED)) --budgets full,trained \
-		--backends preset,crypten,plaintext --networks loopback,wan --images 100 --runs 8 --runs-on wan=2 --sweeps 1 \
-		--output runs/trained
+		--backends preset,crypten,plaintext --networks loopback,lan,wan --images 100 --runs 64 --runs-on wan=2 \
+		--runs-of crypten=8 --across-networks preset --rehearse --sweeps 1 --output runs/trained
 	$(BIN)/pi-pipeline report runs/trained
 	cp runs/trained/results.json $(RESULTS)/cifar10-width16-trained.json
 	cp runs/trained/report.html $(RESULTS)/cifar10-width16-trained.html

@@ -10,12 +10,14 @@ from there.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from benchmarks.bookkeeping import layer_rows, modelled_row, phase_rows
 from benchmarks.environment import describe_environment
 from benchmarks.errors import MeasureError, ResultsError
+from benchmarks.foresight import BACKEND as FORESEEN
+from benchmarks.foresight import rehearsed_rows
 from benchmarks.links import link_of
 from benchmarks.placement import Links, OpenLinks, place, unlinked
 from benchmarks.reference import reference_logits
@@ -38,6 +40,7 @@ class BenchSettings:
     runs: timed inferences of one image for each subject and backend; runs_on: on the networks named in it instead;
     runs_of: of the backends named in it instead. Where both are given, the fewer.
     across_networks: backends that are open on all networks together and take turns on them, run by run.
+    rehearse: on loopback a rehearsal of `preset` takes turns with it, to compare what `estimate` predicts.
     warmup: inferences before them, in each sweep, that do not count.
     sweeps: passes over the subjects among which the runs are divided; never more than runs.
     subjects_at_once: subjects that are open together, with all their backends.
@@ -54,10 +57,11 @@ class BenchSettings:
     runs_on: Mapping[str, int] = field(default_factory=dict)
     runs_of: Mapping[str, int] = field(default_factory=dict)
     across_networks: Sequence[str] = ()
+    rehearse: bool = False
 
     def __post_init__(self) -> None:
         counts = asdict(self)
-        del counts["across_networks"]
+        del counts["across_networks"], counts["rehearse"]
         for table in ("runs_on", "runs_of"):
             counts |= {f"{table} {name}": runs for name, runs in counts.pop(table).items()}
         for name, value in counts.items():
@@ -76,6 +80,7 @@ class BenchSettings:
             runs_on=dict(self.runs_on),
             runs_of=dict(self.runs_of),
             across_networks=tuple(self.across_networks),
+            rehearse=self.rehearse,
         )
 
 
@@ -112,6 +117,8 @@ def run_bench(
     settings = settings or BenchSettings()
     if not backends:
         raise MeasureError("backends must name at least one backend")
+    if settings.rehearse and FORESEEN not in backends:
+        raise MeasureError(f"a rehearsal is one of {FORESEEN}, which backends must name; got {', '.join(backends)}")
     loaded = load_subjects(subjects)
     names = tuple(dict.fromkeys(backends))
     opened = OpenLinks(links or Networks(), progress or _silent)
@@ -170,6 +177,9 @@ class _Bench(Closing):
             for file in station.subjects
             if name not in file.left_out
         ]
+        if self.results.schedule.rehearse:
+            # At the other end of every turn, so that both come after the same others as often.
+            berths += [replace(berth, rehearsal=True) for berth in reversed(berths) if _is_foreseen(berth)]
         untimed = {berth: share for berth in berths if (share := self._untimed(berth, station.sweep))}
         for group in self._groups([berth for berth in berths if berth in untimed or self._unchecked(berth)]):
             self._open_and_measure(station, group, {berth: untimed[berth] for berth in group if berth in untimed})
@@ -189,13 +199,21 @@ class _Bench(Closing):
         """The berth's runs of the sweep; None where they are done, or there are none."""
         if berth.backend not in self.placement.measured[berth.network]:
             return None
-        key = (berth.backend, berth.subject.name, berth.network, sweep, "measured")
-        if any((row.backend, row.subject, row.network, row.sweep, row.kind) == key for row in self.results.rows):
+        if self._is_timed(berth, sweep):
             return None
         return self.results.schedule.share(sweep, berth.network, berth.backend) or None
 
+    def _is_timed(self, berth: Berth, sweep: int) -> bool:
+        if berth.rehearsal:
+            key = (berth.subject.name, sweep)
+            return any((entry.subject, entry.sweep) == key for entry in self.results.rehearsed)
+        place = (berth.backend, berth.subject.name, berth.network, sweep, "measured")
+        return any((row.backend, row.subject, row.network, row.sweep, row.kind) == place for row in self.results.rows)
+
     def _unchecked(self, berth: Berth) -> bool:
         """Whether the berth is where its backend's logits are compared with plaintext, and they have not been."""
+        if berth.rehearsal:
+            return False
         return berth.network == LOOPBACK and self.results.accuracy_of(berth.backend, berth.subject.name) is None
 
     def _groups(self, berths: Sequence[Berth]) -> Iterator[list[Berth]]:
@@ -220,9 +238,7 @@ class _Bench(Closing):
         networks = tuple(dict.fromkeys(berth.network for berth in group))
         for network in networks:
             self._keep(self.links.ready(network, self.results))
-        bay = Bay(
-            lambda name, network: self.opener(name, **self.links.options(network)), self.links.progress, self.subjects
-        )
+        bay = Bay(self._opened, self.links.progress, self.subjects)
         with self.links.blaming(networks), bay:
             bay.prepare(group)
             if untimed:
@@ -233,10 +249,17 @@ class _Bench(Closing):
         for network in networks:
             self._keep(self.links.after(network, self.results))
 
+    def _opened(self, berth: Berth) -> Backend:
+        options = self.links.options(berth.network)
+        return self.opener(berth.backend, **options, **({"random_weights": True} if berth.rehearsal else {}))
+
     def _time(self, bay: Bay, runs: Mapping[Berth, range], station: Station) -> None:
-        rows, layers = list(self.results.rows), list(self.results.layers)
+        rows, layers, rehearsed = list(self.results.rows), list(self.results.layers), list(self.results.rehearsed)
         for berth, costs in bay.time(runs, station, self.results.schedule.warmup).items():
             backend, subject, network, sweep = berth.backend, berth.subject.name, berth.network, station.sweep
+            if berth.rehearsal:
+                rehearsed += rehearsed_rows(costs, graph=self.subjects.graphs[subject], subject=subject, sweep=sweep)
+                continue
             rows += phase_rows(
                 costs,
                 backend=backend,
@@ -247,7 +270,8 @@ class _Bench(Closing):
                 byte_source=bay.byte_source(berth),
             )
             layers += layer_rows(costs, backend=backend, subject=subject, network=network, sweep=sweep)
-        self._keep(self.results.model_copy(update={"rows": tuple(rows), "layers": tuple(layers)}))
+        measured = {"rows": tuple(rows), "layers": tuple(layers), "rehearsed": tuple(rehearsed)}
+        self._keep(self.results.model_copy(update=measured))
 
     def _simulate(self) -> None:
         """Asks the simulator about each subject that wants more images of it than were asked before."""
@@ -304,6 +328,11 @@ class _Bench(Closing):
         if results is not self.results:
             self.results = results
             results.save(self.partial_path)
+
+
+def _is_foreseen(berth: Berth) -> bool:
+    """Whether it is what a rehearsal takes turns with."""
+    return (berth.backend, berth.network) == (FORESEEN, LOOPBACK)
 
 
 def _with_packages(environment: Environment, backends: Sequence[str]) -> Environment:

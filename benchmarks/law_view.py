@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from benchmarks.cost_law import CostLaw, Prediction, cost_laws, predictions
 from benchmarks.floor import Floor, LayerFloor, floors, layer_floors
+from benchmarks.foresight import Check, foresight
 from benchmarks.published import SOURCE, PublishedCost, published_costs
 from benchmarks.schema import Results, Subject
 
@@ -30,11 +31,16 @@ class Layers:
 
 @dataclass(frozen=True, kw_only=True)
 class LawView:
-    """``within``: how many of the predictions are within ``goal`` of what was measured."""
+    """``within``: how many of the predictions are within ``goal`` of what was measured.
+
+    foreseen: what rehearsals in turn with the measurement say of it; foreseen_within: as ``within``.
+    """
 
     laws: tuple[CostLaw, ...]
     predictions: tuple[Prediction, ...]
     within: int
+    foreseen: tuple[Check, ...]
+    foreseen_within: int
     goal: float
     floors: tuple[Floor, ...]
     layers: tuple[Layers, ...]
@@ -47,7 +53,7 @@ def law_view(results: Results) -> LawView:
 
     Layers whose floor is nothing are left out: on loopback all are, where `plaintext` does not tell its layers.
     """
-    predicted, found = predictions(results), floors(results)
+    predicted, foreseen, found = predictions(results), foresight(results), floors(results)
     layers = (
         Layers(
             backend=floor.backend,
@@ -65,6 +71,8 @@ def law_view(results: Results) -> LawView:
         laws=cost_laws(results),
         predictions=predicted,
         within=sum(abs(entry.error) <= GOAL for entry in predicted),
+        foreseen=foreseen,
+        foreseen_within=sum(abs(entry.error) <= GOAL for entry in foreseen),
         goal=GOAL,
         floors=found,
         layers=tuple(entry for entry in layers if entry.rows),

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from benchmarks.foresight import BACKEND as FORESEEN
 from benchmarks.law_view import LawView
 from benchmarks.plots import key_of
 
@@ -24,7 +25,15 @@ class RawTable:
 
 def law_tables(view: LawView) -> tuple[RawTable, ...]:
     """A table each, of those that have any row."""
-    found = (_laws(view), _residuals(view), _held_back(view), _floors(view), _layers(view), _published(view))
+    found = (
+        _laws(view),
+        _residuals(view),
+        _held_back(view),
+        _foreseen(view),
+        _floors(view),
+        _layers(view),
+        _published(view),
+    )
     return tuple(table for table in found if table.rows)
 
 
@@ -99,6 +108,29 @@ def _held_back(view: LawView) -> RawTable:
                 entry.outside,
             )
             for entry in view.predictions
+        ),
+    )
+
+
+def _foreseen(view: LawView) -> RawTable:
+    return _table(
+        "rehearsed",
+        "What a rehearsal predicts, and what was measured in turn with it",
+        "backend subject phase network relu_count predicted_s measured_s error predicted_bytes measured_bytes",
+        (
+            (
+                FORESEEN,
+                entry.subject,
+                entry.phase,
+                entry.network,
+                entry.relu_count,
+                entry.predicted_s,
+                entry.measured_s,
+                entry.error,
+                entry.predicted_bytes,
+                entry.measured_bytes,
+            )
+            for entry in view.foreseen
         ),
     )
 

@@ -143,6 +143,21 @@ class LayerRow(_Part):
     rounds: Count
 
 
+class Rehearsed(_Part):
+    """What ``estimate`` says of one phase of `preset` on a subject, measured and counted in turn with the rows.
+
+    seconds: on loopback, with random weights of the public graph's shapes, of every timed run of one image.
+    sent_bytes, rounds: declared by the public graph, not counted on a channel.
+    """
+
+    subject: str
+    phase: Phase
+    sweep: Count
+    seconds: Runs
+    sent_bytes: SentBytes
+    rounds: Count
+
+
 class LinkRecord(_Part):
     """The link of one network profile other than loopback: what it should be, and what it was measured to be.
 
@@ -201,6 +216,7 @@ class Schedule(_Part):
     across_networks: the backends that are open on all networks together, whatever their runs; the others are on one
     network after the other.
     accuracy_batch: images in one inference of the comparison with plaintext.
+    rehearse: whether a rehearsal of `preset` takes turns with it.
     """
 
     runs: Positive
@@ -211,6 +227,7 @@ class Schedule(_Part):
     runs_on: dict[str, Positive] = {}
     runs_of: dict[str, Positive] = {}
     across_networks: tuple[str, ...] = ()
+    rehearse: bool = False
 
     def total(self, network: str, backend: str) -> int:
         """A backend's runs of a subject on a network, in all sweeps together."""
@@ -253,6 +270,7 @@ class Results(_Part):
     simulated: tuple[SimulatedAccuracy, ...] = ()
     rows: tuple[Row, ...] = ()
     layers: tuple[LayerRow, ...] = ()
+    rehearsed: tuple[Rehearsed, ...] = ()
     relu_layers: tuple[ReluLayer, ...] = ()
     links: tuple[LinkRecord, ...] = ()
     environment: Environment
@@ -264,14 +282,16 @@ class Results(_Part):
             "rows", ((r.backend, r.subject, r.network, r.kind, r.phase, r.images, r.sweep) for r in self.rows)
         )
         _require_distinct("layers", ((r.backend, r.subject, r.network, r.phase, r.sweep, r.layer) for r in self.layers))
+        _require_distinct("rehearsed", ((r.subject, r.phase, r.sweep) for r in self.rehearsed))
         _require_distinct("secure", ((e.backend, e.subject) for e in self.secure))
         _require_distinct("simulated", ((e.backend, e.subject) for e in self.simulated))
         _require_distinct("relu_layers", ((e.subject, e.layer) for e in self.relu_layers))
         _require_distinct("links", ((link.network,) for link in self.links))
         known = {subject.name for subject in self.subjects}
-        parts: tuple[tuple[str, Iterable[Row | LayerRow | SecureAccuracy | ReluLayer]], ...] = (
+        parts: tuple[tuple[str, Iterable[Row | LayerRow | Rehearsed | SecureAccuracy | ReluLayer]], ...] = (
             ("rows", self.rows),
             ("layers", self.layers),
+            ("rehearsed", self.rehearsed),
             ("secure", self.secure),
             ("simulated", self.simulated),
             ("relu_layers", self.relu_layers),

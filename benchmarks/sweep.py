@@ -33,11 +33,15 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Berth:
-    """A backend with a subject, on a network."""
+    """A backend with a subject, on a network.
+
+    rehearsal: whether it stands in for itself with random weights, as ``estimate`` has it.
+    """
 
     backend: str
     subject: SubjectFile
     network: str
+    rehearsal: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,10 +63,10 @@ def stations(subjects: Sequence[SubjectFile], schedule: Schedule) -> Iterator[St
 class Bay:
     """The backends that are open together at one station.
 
-    opener: makes the backend of a name on a network.
+    opener: makes a berth's backend.
     """
 
-    def __init__(self, opener: Callable[[str, str], Backend], progress: Progress, subjects: Subjects) -> None:
+    def __init__(self, opener: Callable[[Berth], Backend], progress: Progress, subjects: Subjects) -> None:
         self._opener = opener
         self._progress = progress
         self._subjects = subjects
@@ -79,9 +83,10 @@ class Bay:
     def prepare(self, berths: Sequence[Berth]) -> None:
         """Opens each berth's backend and loads its subject."""
         for berth in berths:
-            label = f"{berth.backend}: set-up ({berth.subject.name}){_where([berth])}"
+            what = "rehearsal" if berth.rehearsal else "set-up"
+            label = f"{berth.backend}: {what} ({berth.subject.name}){_where([berth])}"
             self._progress(label, 0, 1)
-            backend = self._stack.enter_context(self._opener(berth.backend, berth.network))
+            backend = self._stack.enter_context(self._opener(berth))
             backend.prepare(berth.subject.path)
             self._open[berth] = backend
             self._progress(label, 1, 1)

@@ -234,6 +234,7 @@ def measure(
     runs_on: Mapping[str, int] | None = None,
     runs_of: Mapping[str, int] | None = None,
     across_networks: Sequence[str] = (),
+    rehearse: bool = False,
 ) -> dict[str, Any]:
     """Measures ``subjects`` on each backend and network, prints the tables and returns the headline figures.
 
@@ -262,6 +263,7 @@ def measure(
                 runs_on=runs_on or {},
                 runs_of=runs_of or {},
                 across_networks=across_networks,
+                rehearse=rehearse,
             ),
             networks=networks,
             opener=opener,

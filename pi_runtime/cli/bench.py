@@ -100,6 +100,11 @@ def take_bench_options(options: dict[str, Any]) -> dict[str, Any]:
     help="those open on all networks together, whose runs take turns on them; the memory of each network adds up"
     "  [none: one network after the other]",
 )
+@click.option(
+    "--rehearse",
+    is_flag=True,
+    help="a rehearsal of preset, as `estimate` has it, takes turns with it; the report shows how far off it is",
+)
 @click.option("--sweeps", default=2, show_default=True, type=_COUNT, help="passes over all budgets; runs are divided")
 @click.option("--at-once", default=1, show_default=True, type=_COUNT, help="budgets whose backends are open together")
 @click.option("--data", type=click.Path(path_type=Path), help="folder of images for ONNX files  [noise]")
@@ -116,6 +121,7 @@ def bench(
     runs_of: tuple[str, ...],
     budgets_of: tuple[str, ...],
     across_networks: str,
+    rehearse: bool,
     sweeps: int,
     at_once: int,
     data: Path | None,
@@ -153,6 +159,7 @@ def bench(
             ("--runs-of", runs_of),
             ("--budgets-of", budgets_of),
             ("--across-networks", across),
+            ("--rehearse", rehearse),
         ):
             if given:
                 raise click.UsageError(f"{name} goes with a MODEL or --budgets")
@@ -185,6 +192,7 @@ def bench(
             runs_on=runs_by_network,
             runs_of=runs_by_backend,
             across_networks=across,
+            rehearse=rehearse,
             **measured,
         )
     click.echo(json.dumps(document))

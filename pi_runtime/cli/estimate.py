@@ -46,8 +46,9 @@ def estimate(
     with random weights.
 
     With --check several MODELs may be given, or none. Networks and threads are then those of the results, whose figures
-    serve to compare with and for nothing else. Beside it stands the cost law of each backend: fitted on some of the
-    results' ReLU counts, predicting the others.
+    serve to compare with and for nothing else. Beside it stand the rehearsals that `bench --rehearse` made in turn with
+    what it measured, and the cost law of each backend: fitted on some of the results' ReLU counts, predicting the
+    others.
     """
     from pi_runtime.cli.estimate_tables import LEFT_OUT, exact_document, latency_document, print_estimate
     from pi_runtime.net.shaping import parse_profile
@@ -113,13 +114,16 @@ def _check(models: tuple[Path, ...], results_path: Path, hold_back: tuple[int, .
     from dataclasses import asdict
 
     from benchmarks.cost_law import predictions
+    from benchmarks.foresight import foresight
     from benchmarks.results_file import load_results
     from pi_runtime.cli.estimate_check import check_model, print_checks, print_predictions
 
     results = load_results(results_path)
     predicted = predictions(results, hold_back)
     found = [check for model in models for check in check_model(load_graph(model), results, origin=model)]
-    print_checks(found)
+    foreseen = foresight(results)
+    print_checks(found, when="here and now")
+    print_checks(foreseen, when="in turn with what was measured")
     print_predictions(predicted)
     click.echo(
         json.dumps(
@@ -127,6 +131,8 @@ def _check(models: tuple[Path, ...], results_path: Path, hold_back: tuple[int, .
                 "results": str(results_path),
                 "largest_error": max((abs(entry.error) for entry in found), default=None),
                 "check": [{**asdict(entry), "error": entry.error} for entry in found],
+                "rehearsed_largest_error": max((abs(entry.error) for entry in foreseen), default=None),
+                "rehearsed": [{**asdict(entry), "error": entry.error} for entry in foreseen],
                 "law_largest_error": max((abs(entry.error) for entry in predicted), default=None),
                 "law": [{**asdict(entry), "error": entry.error} for entry in predicted],
             }

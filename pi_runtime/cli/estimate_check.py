@@ -3,42 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from benchmarks.cost_law import Prediction
-from benchmarks.schema import Results, Subject
+from benchmarks.foresight import BACKEND, Check, profile_of
+from benchmarks.schema import Phase, Results, Subject
 from benchmarks.summary import phase_cost
 from pi_runtime.errors import ConfigError
 from pi_runtime.graph import Graph
-from pi_runtime.net.shaping import parse_profile
 from pi_runtime.preset import rehearse as timed
 from pi_runtime.preset.estimate import estimate
 
 if TYPE_CHECKING:
     from rich.table import Table
-
-BACKEND = "preset"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Check:
-    """One phase of one network on one link: modelled and measured seconds and bytes of an inference of one image."""
-
-    subject: str
-    relu_count: int
-    network: str
-    phase: Literal["online", "offline"]
-    predicted_s: float
-    measured_s: float
-    predicted_bytes: int
-    measured_bytes: int
-
-    @property
-    def error(self) -> float:
-        """Predicted against measured seconds, as a fraction; above 0 where too much was predicted."""
-        return self.predicted_s / self.measured_s - 1
 
 
 def check_model(graph: Graph, results: Results, *, origin: Path) -> tuple[Check, ...]:
@@ -50,8 +28,8 @@ def check_model(graph: Graph, results: Results, *, origin: Path) -> tuple[Check,
         ConfigError: the results have no such row.
     """
     subjects = [subject for subject in results.subjects if _is_of(results, subject, graph)]
-    networks = [network for network in results.networks if _is_profile(network)]
-    places = [(subject, network) for subject in subjects for network in networks]
+    profiles = {network: profile for network in results.networks if (profile := profile_of(network))}
+    places = [(subject, network) for subject in subjects for network in profiles]
     if not any(phase_cost(results, BACKEND, subject.name, "online", network=network) for subject, network in places):
         counts = ", ".join(f"{subject.relu_count:,} of {subject.relu_total:,}" for subject in results.subjects)
         raise ConfigError(
@@ -61,9 +39,9 @@ def check_model(graph: Graph, results: Results, *, origin: Path) -> tuple[Check,
     exact = estimate(graph, 1)
     rehearsed = timed.rehearse(graph, 1, threads=results.environment.threads)
     found = []
-    phases: tuple[Literal["online", "offline"], ...] = ("online", "offline")
+    phases: tuple[Phase, ...] = ("online", "offline")
     for subject, network in places:
-        modelled = timed.latency(exact, rehearsed, parse_profile(network))
+        modelled = timed.latency(exact, rehearsed, profiles[network])
         for phase in phases:
             cost = phase_cost(results, BACKEND, subject.name, phase, network=network)
             if cost is not None:
@@ -82,13 +60,13 @@ def check_model(graph: Graph, results: Results, *, origin: Path) -> tuple[Check,
     return tuple(found)
 
 
-def print_checks(checks: Sequence[Check]) -> None:
-    """What a rehearsal predicted, on stderr; nothing where no model was given."""
+def print_checks(checks: Sequence[Check], *, when: str) -> None:
+    """What rehearsals predicted, on stderr; nothing where there are none. when: they were made, for the caption."""
     from pi_runtime.cli.estimate_tables import table
 
     shown = table(
         "predicted against measured",
-        "predicted: a rehearsal here and now, and the link's numbers; measured: medians of the results",
+        f"predicted: a rehearsal {when}, and the link's numbers; measured: medians of the results",
         ("network", "link", "phase"),
         ("predicted s", "measured s", "error", "bytes", "of them\nunforeseen"),
     )
@@ -138,11 +116,3 @@ def _is_of(results: Results, subject: Subject, graph: Graph) -> bool:
         return False
     told = [layer.relu_count for layer in results.relu_layers if layer.subject == subject.name]
     return not told or [count for count in told if count] == [node.relu_count for node in graph.relu_layers]
-
-
-def _is_profile(network: str) -> bool:
-    try:
-        parse_profile(network)
-    except ConfigError:
-        return False
-    return True

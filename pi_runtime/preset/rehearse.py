@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import tempfile
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -79,20 +80,36 @@ class Latency:
 
 def latency(exact: Estimate, rehearsed: Rehearsal, profile: NetworkProfile) -> dict[str, Latency]:
     """The modelled latency over a link of ``profile``, by phase (``online``, ``offline``)."""
-    streamed_s = max(exact.offline.sent_bytes.values()) / profile.bytes_per_s
     return {
-        "online": Latency(
-            compute_s=rehearsed.online_s,
-            round_trip_s=exact.online.rounds * profile.rtt_ms / 1e3,
-            transfer_s=exact.online.total_bytes / profile.bytes_per_s,
+        "online": online_latency(
+            rehearsed.online_s, rounds=exact.online.rounds, sent_bytes=exact.online.sent_bytes, profile=profile
         ),
-        "offline": Latency(
-            compute_s=rehearsed.offline_s,
-            round_trip_s=exact.offline.rounds * profile.rtt_ms / 1e3,
-            transfer_s=streamed_s,
-            overlap_s=min(rehearsed.offline_s, streamed_s),
+        "offline": offline_latency(
+            rehearsed.offline_s, rounds=exact.offline.rounds, sent_bytes=exact.offline.sent_bytes, profile=profile
         ),
     }
+
+
+def online_latency(compute_s: float, *, rounds: int, sent_bytes: Mapping[str, int], profile: NetworkProfile) -> Latency:
+    """Of ``compute_s`` as rehearsed, and the rounds and the bytes by role that the protocol declares."""
+    return Latency(
+        compute_s=compute_s,
+        round_trip_s=rounds * profile.rtt_ms / 1e3,
+        transfer_s=sum(sent_bytes.values()) / profile.bytes_per_s,
+    )
+
+
+def offline_latency(
+    compute_s: float, *, rounds: int, sent_bytes: Mapping[str, int], profile: NetworkProfile
+) -> Latency:
+    """As :func:`online_latency`, of a bundle that is computed while it is sent."""
+    streamed_s = max(sent_bytes.values()) / profile.bytes_per_s
+    return Latency(
+        compute_s=compute_s,
+        round_trip_s=rounds * profile.rtt_ms / 1e3,
+        transfer_s=streamed_s,
+        overlap_s=min(compute_s, streamed_s),
+    )
 
 
 def rehearse(graph: Graph, batch: int, *, threads: int = 1, measure_s: float = _MEASURE_S) -> Rehearsal:

@@ -1,0 +1,140 @@
+"""A rehearsal in turn with the measurement: when it runs, what is kept of it, and what it predicts.
+
+Oracles: the journal of the fake backends and their seconds, bytes and rounds of the public graph, sums by hand.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fake_bench import ONLINE_S, Bench, FakeBackend
+
+from benchmarks.errors import MeasureError
+from benchmarks.foresight import foresight
+from benchmarks.harness import BenchSettings
+from benchmarks.law_view import law_view
+from benchmarks.raw_tables import law_tables
+from benchmarks.report import write_report
+from benchmarks.results_file import load_results
+from benchmarks.schema import Phase, Rehearsed, Results, SentBytes
+from pi_runtime.onnx_graph import load_onnx
+from pi_runtime.preset.estimate import estimate
+
+
+class RehearsedBench(Bench):
+    """The rehearsal goes by a name of its own in the journal."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.settings = BenchSettings(runs=2, warmup=1, sweeps=1, accuracy_batch=50, rehearse=True)
+
+    def open(self, name: str, random_weights: bool = False) -> Any:
+        return FakeBackend("rehearsal" if random_weights else name, self.journal)
+
+    def turns(self) -> list[str]:
+        return [entry.split()[1] for entry in self.journal if entry.endswith(" 1")]
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> RehearsedBench:
+    return RehearsedBench(tmp_path)
+
+
+def test_a_rehearsal_takes_its_turns_at_the_other_end(bench: RehearsedBench) -> None:
+    bench.run("preset", "other", subjects=bench.subjects[:1])
+    there = ["preset", "other", "rehearsal"]
+    assert bench.turns() == [*there, *reversed(there), *there]
+
+
+def test_what_is_kept_of_a_rehearsal_are_its_seconds_and_what_the_public_graph_declares(bench: RehearsedBench) -> None:
+    results = bench.run("preset", subjects=bench.subjects[:1])
+    exact = estimate(load_onnx(bench.full), 1)
+    offline, online = results.rehearsed
+    assert (offline.phase, offline.seconds) == ("offline", (0.25, 0.25))
+    assert (online.phase, online.seconds) == ("online", tuple(4 * second for second in ONLINE_S[1:3]))
+    for entry, volume in ((offline, exact.offline), (online, exact.online)):
+        assert (entry.sent_bytes.model_dump(), entry.rounds) == (volume.sent_bytes, volume.rounds)
+    assert {row.backend for row in results.rows} == {"preset"}, "a rehearsal is no row"
+    assert len(results.rows) == 3, "a phase each"
+    assert [entry.backend for entry in results.secure] == ["preset"], "its logits mean nothing and are not compared"
+    assert load_results(bench.path) == results
+
+
+def test_a_rehearsal_that_was_made_is_not_made_again(bench: RehearsedBench) -> None:
+    first = bench.run("preset", subjects=bench.subjects[:1])
+    bench.journal.clear()
+    assert bench.run("preset", "other", subjects=bench.subjects[:1]).rehearsed == first.rehearsed
+    assert set(bench.turns()) == {"other"}
+
+
+def test_without_being_asked_for_there_is_none(bench: RehearsedBench) -> None:
+    bench.settings = BenchSettings(runs=2, sweeps=1)
+    results = bench.run("preset", subjects=bench.subjects[:1])
+    assert results.rehearsed == () == foresight(results)
+    assert set(bench.turns()) == {"preset"}
+
+
+def test_a_rehearsal_is_one_of_preset(bench: RehearsedBench) -> None:
+    with pytest.raises(MeasureError, match="a rehearsal is one of preset, which backends must name; got other"):
+        bench.run("other")
+    assert bench.journal == []
+
+
+PLACES = (("loopback", "online", 0.25), ("wan", "online", 1.0), ("wan", "offline", 1.0))
+
+
+@pytest.fixture
+def foreseen(results: Results) -> Results:
+    """Rows of one network at three places, and rehearsals of it in two sweeps."""
+    sent = SentBytes(client=250_000, server=1_000_000, dealer=0)
+    rows = tuple(
+        results.rows[0].model_copy(
+            update={
+                "backend": "preset",
+                "subject": "linearized",
+                "network": network,
+                "phase": phase,
+                "seconds": (seconds,),
+                "sent_bytes": sent,
+            }
+        )
+        for network, phase, seconds in PLACES
+    )
+    runs: tuple[tuple[Phase, int, tuple[float, ...], int], ...] = (
+        ("online", 0, (0.1, 0.2), 10),
+        ("online", 1, (0.9,), 10),
+        ("offline", 0, (0.03,), 4),
+    )
+    rehearsed = tuple(
+        Rehearsed(subject="linearized", phase=phase, sweep=sweep, seconds=seconds, sent_bytes=sent, rounds=rounds)
+        for phase, sweep, seconds, rounds in runs
+    )
+    return results.model_copy(update={"rows": rows, "rehearsed": rehearsed})
+
+
+def test_it_predicts_the_link_from_the_profile_and_the_declared_counts(foreseen: Results) -> None:
+    """WAN: 100 Mbit/s each way, 40 ms. Online all bytes follow one another; offline they stream while it computes."""
+    found = foresight(foreseen)
+    assert [(entry.subject, entry.network, entry.phase) for entry in found] == [
+        ("linearized", network, phase) for network, phase, _ in PLACES
+    ]
+    # The median of all three runs; 10 rounds, 1.25 MB. Offline 4 rounds and the server's 1 MB, longer than computing.
+    assert [entry.predicted_s for entry in found] == pytest.approx([0.2, 0.2 + 0.4 + 0.1, 0.16 + 0.08])
+    assert [entry.error for entry in found] == pytest.approx([-0.2, -0.3, -0.76])
+    assert {entry.predicted_bytes - entry.measured_bytes for entry in found} == {0}
+
+
+def test_the_report_shows_every_prediction_and_how_many_hold(foreseen: Results, tmp_path: Path) -> None:
+    """One of three within a tenth, the others bold; the same figures as a table to download."""
+    near = tuple(entry.model_copy(update={"seconds": (0.24,)}) for entry in foreseen.rehearsed if entry.sweep == 0)
+    results = foreseen.model_copy(update={"rehearsed": near})
+    results.save(tmp_path / "results.json")
+    page = write_report(tmp_path, gallery=False).read_text(encoding="utf-8")
+    section = page.split('id="rehearsed"')[1].split("<h2")[0]
+    assert "1 of 3 are within 10 %" in section.replace("\u202f", " ")
+    assert section.count("<strong>") == 2
+    assert '<a href="#rehearsed">' in page
+    (table,) = [table for table in law_tables(law_view(results)) if table.key == "rehearsed"]
+    assert [row[table.columns.index("error")] for row in table.rows] == pytest.approx([-0.04, -0.26, -0.6])
