@@ -197,7 +197,7 @@ class _Bench(Closing):
 
     def _untimed(self, berth: Berth, sweep: int) -> range | None:
         """The berth's runs of the sweep; None where they are done, or there are none."""
-        if berth.backend not in self.placement.measured[berth.network]:
+        if not berth.rehearsal and berth.backend not in self.placement.measured[berth.network]:
             return None
         if self._is_timed(berth, sweep):
             return None

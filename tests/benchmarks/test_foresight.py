@@ -6,10 +6,10 @@ Oracles: the journal of the fake backends and their seconds, bytes and rounds of
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
-from fake_bench import ONLINE_S, Bench, FakeBackend
+from fake_bench import ONLINE_S
+from fake_links import NetBench
 
 from benchmarks.errors import MeasureError
 from benchmarks.foresight import foresight
@@ -23,32 +23,25 @@ from pi_runtime.onnx_graph import load_onnx
 from pi_runtime.preset.estimate import estimate
 
 
-class RehearsedBench(Bench):
-    """The rehearsal goes by a name of its own in the journal."""
-
-    def __init__(self, root: Path) -> None:
-        super().__init__(root)
-        self.settings = BenchSettings(runs=2, warmup=1, sweeps=1, accuracy_batch=50, rehearse=True)
-
-    def open(self, name: str, random_weights: bool = False) -> Any:
-        return FakeBackend("rehearsal" if random_weights else name, self.journal)
-
-    def turns(self) -> list[str]:
-        return [entry.split()[1] for entry in self.journal if entry.endswith(" 1")]
-
-
 @pytest.fixture
-def bench(tmp_path: Path) -> RehearsedBench:
-    return RehearsedBench(tmp_path)
+def bench(tmp_path: Path) -> NetBench:
+    found = NetBench(tmp_path)
+    found.settings = BenchSettings(runs=2, warmup=1, sweeps=1, accuracy_batch=50, rehearse=True)
+    return found
 
 
-def test_a_rehearsal_takes_its_turns_at_the_other_end(bench: RehearsedBench) -> None:
+def turns(bench: NetBench) -> list[str]:
+    """Which backend each inference of one image was of, in their order."""
+    return [entry.split()[1].removesuffix("@loopback") for entry in bench.journal if entry.endswith(" 1")]
+
+
+def test_a_rehearsal_takes_its_turns_at_the_other_end(bench: NetBench) -> None:
     bench.run("preset", "other", subjects=bench.subjects[:1])
     there = ["preset", "other", "rehearsal"]
-    assert bench.turns() == [*there, *reversed(there), *there]
+    assert turns(bench) == [*there, *reversed(there), *there]
 
 
-def test_what_is_kept_of_a_rehearsal_are_its_seconds_and_what_the_public_graph_declares(bench: RehearsedBench) -> None:
+def test_what_is_kept_of_a_rehearsal_are_its_seconds_and_what_the_public_graph_declares(bench: NetBench) -> None:
     results = bench.run("preset", subjects=bench.subjects[:1])
     exact = estimate(load_onnx(bench.full), 1)
     offline, online = results.rehearsed
@@ -62,21 +55,28 @@ def test_what_is_kept_of_a_rehearsal_are_its_seconds_and_what_the_public_graph_d
     assert load_results(bench.path) == results
 
 
-def test_a_rehearsal_that_was_made_is_not_made_again(bench: RehearsedBench) -> None:
+def test_a_rehearsal_that_was_made_is_not_made_again(bench: NetBench) -> None:
     first = bench.run("preset", subjects=bench.subjects[:1])
     bench.journal.clear()
     assert bench.run("preset", "other", subjects=bench.subjects[:1]).rehearsed == first.rehearsed
-    assert set(bench.turns()) == {"other"}
+    assert set(turns(bench)) == {"other"}
 
 
-def test_without_being_asked_for_there_is_none(bench: RehearsedBench) -> None:
+def test_it_is_made_on_loopback_where_preset_itself_is_measured_elsewhere_alone(bench: NetBench) -> None:
+    results = bench.run("preset", networks=("wan",), subjects=bench.subjects[:1])
+    assert {(row.backend, row.network) for row in results.rows} == {("preset", "wan")}
+    assert set(turns(bench)) == {"preset@wan", "rehearsal"}
+    assert {(entry.network, entry.phase) for entry in foresight(results)} == {("wan", "online"), ("wan", "offline")}
+
+
+def test_without_being_asked_for_there_is_none(bench: NetBench) -> None:
     bench.settings = BenchSettings(runs=2, sweeps=1)
     results = bench.run("preset", subjects=bench.subjects[:1])
     assert results.rehearsed == () == foresight(results)
-    assert set(bench.turns()) == {"preset"}
+    assert set(turns(bench)) == {"preset"}
 
 
-def test_a_rehearsal_is_one_of_preset(bench: RehearsedBench) -> None:
+def test_a_rehearsal_is_one_of_preset(bench: NetBench) -> None:
     with pytest.raises(MeasureError, match="a rehearsal is one of preset, which backends must name; got other"):
         bench.run("other")
     assert bench.journal == []
