@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from benchmarks.cost_law import CostLaw, Prediction, cost_laws, predictions
@@ -29,18 +30,27 @@ class Layers:
         return any(row.plaintext_s is not None for row in self.rows)
 
 
+@dataclass(frozen=True)
+class Tally:
+    """How many of so many predictions are within :data:`GOAL` of what was measured."""
+
+    within: int
+    total: int
+
+
 @dataclass(frozen=True, kw_only=True)
 class LawView:
-    """``within``: how many of the predictions are within ``goal`` of what was measured.
+    """What the laws predict, of counts between the others and beyond them; ``goal`` is :data:`GOAL`.
 
-    foreseen: what rehearsals in turn with the measurement say of it; foreseen_within: as ``within``.
+    foreseen: what rehearsals in turn with the measurement say of it.
     """
 
     laws: tuple[CostLaw, ...]
     predictions: tuple[Prediction, ...]
-    within: int
+    between: Tally
+    beyond: Tally
     foreseen: tuple[Check, ...]
-    foreseen_within: int
+    foreseen_tally: Tally
     goal: float
     floors: tuple[Floor, ...]
     layers: tuple[Layers, ...]
@@ -70,12 +80,18 @@ def law_view(results: Results) -> LawView:
     return LawView(
         laws=cost_laws(results),
         predictions=predicted,
-        within=sum(abs(entry.error) <= GOAL for entry in predicted),
+        between=_tally(entry.error for entry in predicted if not entry.outside),
+        beyond=_tally(entry.error for entry in predicted if entry.outside),
         foreseen=foreseen,
-        foreseen_within=sum(abs(entry.error) <= GOAL for entry in foreseen),
+        foreseen_tally=_tally(entry.error for entry in foreseen),
         goal=GOAL,
         floors=found,
         layers=tuple(entry for entry in layers if entry.rows),
         published=published_costs(results),
         source=SOURCE,
     )
+
+
+def _tally(errors: Iterable[float]) -> Tally:
+    met = [abs(error) <= GOAL for error in errors]
+    return Tally(within=sum(met), total=len(met))
