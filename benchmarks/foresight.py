@@ -1,8 +1,9 @@
 """What ``estimate`` predicts of `preset`, and how far off that is.
 
 A prediction is a rehearsal on loopback, with random weights of the public graph's shapes, and the numbers of a link
-(:mod:`pi_runtime.preset.rehearse`): nothing is fitted, and no row goes in. Where the rehearsal took turns with the real
-thing, run by run, the drift of the machine is in both alike; one made at another time has that in its error.
+(:mod:`pi_runtime.preset.rehearse`): nothing is fitted to the results, and no row of them goes in. Where the rehearsal
+took turns with the real thing, run by run, the drift of the machine is in both alike; one made at another time has that
+in its error.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ from statistics import median
 
 from benchmarks.schema import Phase, Rehearsed, Results, SentBytes
 from benchmarks.summary import phase_cost
-from pi_runtime.backend import RunCost
 from pi_runtime.errors import ConfigError
 from pi_runtime.graph import Graph
 from pi_runtime.net.shaping import NetworkProfile, parse_profile
@@ -44,7 +44,9 @@ class Check:
         return self.predicted_s / self.measured_s - 1
 
 
-def rehearsed_rows(costs: Sequence[RunCost], *, graph: Graph, subject: str, sweep: int) -> tuple[Rehearsed, ...]:
+def rehearsed_rows(
+    seconds: Mapping[Phase, Sequence[float]], *, graph: Graph, subject: str, sweep: int = 0
+) -> tuple[Rehearsed, ...]:
     """An entry a phase: the seconds of rehearsed inferences of one image, and what the public graph declares."""
     exact = estimate(graph, 1)
     declared: tuple[tuple[Phase, Volume], ...] = (("offline", exact.offline), ("online", exact.online))
@@ -53,7 +55,7 @@ def rehearsed_rows(costs: Sequence[RunCost], *, graph: Graph, subject: str, swee
             subject=subject,
             phase=phase,
             sweep=sweep,
-            seconds=tuple(run.phases[phase].seconds for run in costs),
+            seconds=tuple(seconds[phase]),
             sent_bytes=SentBytes(**volume.sent_bytes),
             rounds=volume.rounds,
         )
@@ -62,7 +64,7 @@ def rehearsed_rows(costs: Sequence[RunCost], *, graph: Graph, subject: str, swee
 
 
 def foresight(results: Results) -> tuple[Check, ...]:
-    """Every row of `preset` that was measured, beside what the rehearsal in turn with it predicts; in medians."""
+    """Every row of `preset` whose subject has a rehearsal in the results, beside what that predicts; in medians."""
     found = []
     for subject in results.subjects:
         for network in results.networks:

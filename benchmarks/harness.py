@@ -22,7 +22,7 @@ from benchmarks.links import link_of
 from benchmarks.placement import Links, OpenLinks, place, unlinked
 from benchmarks.reference import reference_logits
 from benchmarks.results_file import load_results
-from benchmarks.schema import LOOPBACK, Environment, Results, Schedule
+from benchmarks.schema import LOOPBACK, PHASES, Environment, Results, Schedule
 from benchmarks.simulated import BACKEND as SIMULATED
 from benchmarks.simulated import simulated_accuracy
 from benchmarks.subjects import SubjectFile, Subjects, load_subjects
@@ -258,7 +258,8 @@ class _Bench(Closing):
         for berth, costs in bay.time(runs, station, self.results.schedule.warmup).items():
             backend, subject, network, sweep = berth.backend, berth.subject.name, berth.network, station.sweep
             if berth.rehearsal:
-                rehearsed += rehearsed_rows(costs, graph=self.subjects.graphs[subject], subject=subject, sweep=sweep)
+                seconds = {phase: [run.phases[phase].seconds for run in costs] for phase in PHASES}
+                rehearsed += rehearsed_rows(seconds, graph=self.subjects.graphs[subject], subject=subject, sweep=sweep)
                 continue
             rows += phase_rows(
                 costs,

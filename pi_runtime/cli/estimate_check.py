@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmarks.cost_law import Prediction
-from benchmarks.foresight import BACKEND, Check, profile_of
+from benchmarks.foresight import BACKEND, Check, foresight, profile_of, rehearsed_rows
 from benchmarks.schema import Phase, Results, Subject
 from benchmarks.summary import phase_cost
 from pi_runtime.errors import ConfigError
 from pi_runtime.graph import Graph
 from pi_runtime.preset import rehearse as timed
-from pi_runtime.preset.estimate import estimate
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -28,36 +27,22 @@ def check_model(graph: Graph, results: Results, *, origin: Path) -> tuple[Check,
         ConfigError: the results have no such row.
     """
     subjects = [subject for subject in results.subjects if _is_of(results, subject, graph)]
-    profiles = {network: profile for network in results.networks if (profile := profile_of(network))}
-    places = [(subject, network) for subject in subjects for network in profiles]
-    if not any(phase_cost(results, BACKEND, subject.name, "online", network=network) for subject, network in places):
+    rehearsable = any(
+        phase_cost(results, BACKEND, subject.name, "online", network=network)
+        for subject in subjects
+        for network in results.networks
+        if profile_of(network)
+    )
+    if not rehearsable:
         counts = ", ".join(f"{subject.relu_count:,} of {subject.relu_total:,}" for subject in results.subjects)
         raise ConfigError(
             f"--check needs rows of {BACKEND} for {origin}, which keeps {graph.relu_count:,} ReLUs; the results have"
             f" {counts}"
         )
-    exact = estimate(graph, 1)
     rehearsed = timed.rehearse(graph, 1, threads=results.environment.threads)
-    found = []
-    phases: tuple[Phase, ...] = ("online", "offline")
-    for subject, network in places:
-        modelled = timed.latency(exact, rehearsed, profiles[network])
-        for phase in phases:
-            cost = phase_cost(results, BACKEND, subject.name, phase, network=network)
-            if cost is not None:
-                found.append(
-                    Check(
-                        subject=subject.name,
-                        relu_count=subject.relu_count,
-                        network=network,
-                        phase=phase,
-                        predicted_s=modelled[phase].total_s,
-                        measured_s=cost.latency_s.median,
-                        predicted_bytes=(exact.online if phase == "online" else exact.offline).total_bytes,
-                        measured_bytes=cost.sent_bytes.total,
-                    )
-                )
-    return tuple(found)
+    seconds: dict[Phase, list[float]] = {"offline": [rehearsed.offline_s], "online": [rehearsed.online_s]}
+    rows = tuple(row for subject in subjects for row in rehearsed_rows(seconds, graph=graph, subject=subject.name))
+    return foresight(results.model_copy(update={"rehearsed": rows}))
 
 
 def print_checks(checks: Sequence[Check], *, when: str) -> None:
