@@ -40,11 +40,11 @@ results-networks: $(VENV)/installed
 	cp runs/networks/results.json $(RESULTS)/resnet18-32x32-networks.json
 	cp runs/networks/report.html $(RESULTS)/resnet18-32x32-networks.html
 
-# preset is open on all links together: drift of the machine falls on the links alike as well. Runs of
-# CrypTen scatter by 13 % on loopback: medians of 8 are too rough to predict others within 10 %.
+# preset is open on all links together: drift of the machine falls on the links alike as well. Medians of 8 runs of
+# CrypTen are too rough to predict others within 10 %. The same on a machine without AVX-512 is kept as *-budgets-zen3.
 results-budgets: $(VENV)/installed
 	$(BIN)/pi-pipeline bench resnet18 --budgets 6000,15000,30000,50000,100000,200000,350000,full \
-		--backends preset,crypten,plaintext --networks loopback,lan,wan --runs 64 --runs-on wan=2 --runs-of crypten=32 \
+		--backends preset,crypten,plaintext --networks loopback,lan,wan --runs 64 --runs-on wan=2 --runs-of crypten=12 \
 		--across-networks preset --sweeps 1 --at-once 8 --images 1 --output runs/budgets
 	$(BIN)/pi-pipeline report runs/budgets
 	cp runs/budgets/results.json $(RESULTS)/resnet18-32x32-budgets.json
