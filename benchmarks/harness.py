@@ -22,7 +22,7 @@ from benchmarks.links import link_of
 from benchmarks.placement import Links, OpenLinks, place, unlinked
 from benchmarks.reference import reference_logits
 from benchmarks.results_file import load_results
-from benchmarks.schema import LOOPBACK, PHASES, Environment, Results, Schedule
+from benchmarks.schema import LOOPBACK, PHASES, Environment, RehearsedLayer, Results, Schedule
 from benchmarks.simulated import BACKEND as SIMULATED
 from benchmarks.simulated import simulated_accuracy
 from benchmarks.subjects import SubjectFile, Subjects, load_subjects
@@ -259,7 +259,13 @@ class _Bench(Closing):
             backend, subject, network, sweep = berth.backend, berth.subject.name, berth.network, station.sweep
             if berth.rehearsal:
                 seconds = {phase: [run.phases[phase].seconds for run in costs] for phase in PHASES}
-                rehearsed += rehearsed_rows(seconds, graph=self.subjects.graphs[subject], subject=subject, sweep=sweep)
+                dealt = [
+                    RehearsedLayer(layer=row.layer, seconds=row.seconds, sent_bytes=row.sent_bytes)
+                    for row in layer_rows(costs, backend=backend, subject=subject, network=network, sweep=sweep)
+                    if row.phase == "offline"
+                ]
+                graph = self.subjects.graphs[subject]
+                rehearsed += rehearsed_rows(seconds, dealt, graph=graph, subject=subject, sweep=sweep)
                 continue
             rows += phase_rows(
                 costs,

@@ -143,11 +143,20 @@ class LayerRow(_Part):
     rounds: Count
 
 
+class RehearsedLayer(_Part):
+    """What one layer takes of a rehearsed phase; ``seconds`` of every timed run, ``sent_bytes`` as counted."""
+
+    layer: str
+    seconds: Runs
+    sent_bytes: SentBytes
+
+
 class Rehearsed(_Part):
     """What ``estimate`` says of one phase of `preset` on a subject, measured and counted in turn with the rows.
 
     seconds: on loopback, with random weights of the public graph's shapes, of every timed run of one image.
     sent_bytes, rounds: declared by the public graph, not counted on a channel.
+    layers: of the offline phase, in the order in which the dealer deals; earlier versions kept none.
     """
 
     subject: str
@@ -156,6 +165,7 @@ class Rehearsed(_Part):
     seconds: Runs
     sent_bytes: SentBytes
     rounds: Count
+    layers: tuple[RehearsedLayer, ...] = ()
 
 
 class LinkRecord(_Part):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from benchmarks.cost_law import Prediction
 from benchmarks.foresight import BACKEND, Check, foresight, profile_of, rehearsed_rows
-from benchmarks.schema import Phase, Results, Subject
+from benchmarks.schema import Phase, RehearsedLayer, Results, SentBytes, Subject
 from benchmarks.summary import phase_cost
 from pi_runtime.errors import ConfigError
 from pi_runtime.graph import Graph
@@ -41,7 +41,13 @@ def check_model(graph: Graph, results: Results, *, origin: Path) -> tuple[Check,
         )
     rehearsed = timed.rehearse(graph, 1, threads=results.environment.threads)
     seconds: dict[Phase, list[float]] = {"offline": [rehearsed.offline_s], "online": [rehearsed.online_s]}
-    rows = tuple(row for subject in subjects for row in rehearsed_rows(seconds, graph=graph, subject=subject.name))
+    dealt = [
+        RehearsedLayer(layer=layer.name, seconds=(layer.seconds,), sent_bytes=SentBytes(**layer.sent_bytes))
+        for layer in rehearsed.dealt
+    ]
+    rows = tuple(
+        row for subject in subjects for row in rehearsed_rows(seconds, dealt, graph=graph, subject=subject.name)
+    )
     return foresight(results.model_copy(update={"rehearsed": rows}))
 
 

@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from pi_runtime.graph import Graph
     from pi_runtime.net.shaping import NetworkProfile
     from pi_runtime.preset.estimate import Estimate, Volume
-    from pi_runtime.preset.rehearse import Latency, Rehearsal
+    from pi_runtime.preset.latency import Latency
+    from pi_runtime.preset.rehearse import Rehearsal
 
 LEFT_OUT = (
     "TLS records (22 bytes each)",
@@ -98,6 +99,7 @@ def _terms(modelled: Latency) -> dict[str, float]:
         "compute_seconds": modelled.compute_s,
         "round_trip_seconds": modelled.round_trip_s,
         "transfer_seconds": modelled.transfer_s,
+        "carrying_seconds": modelled.carrying_s,
         "overlap_seconds": modelled.overlap_s,
     }
 
@@ -195,6 +197,7 @@ def _latency_table(
             online.transfer_s,
             offline.transfer_s,
         ),
+        ("their part of the cores", None, offline.carrying_s),
         ("passes while computing", -online.overlap_s, -offline.overlap_s),
         ("together", online.total_s, offline.total_s),
     )

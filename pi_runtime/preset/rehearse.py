@@ -1,22 +1,15 @@
-"""The seconds of a private inference as a model: a rehearsal of it on this machine, and the numbers of a link.
+"""A rehearsal: the seconds of a private inference on this machine, from the public graph alone.
 
 :func:`rehearse` runs the protocol as it is, three processes over loopback, with random weights of the graph's shapes
 and images of zeros; no instruction of it depends on the values, so it takes as long as a real inference. What the
-operating system takes for each message is in it, and so are the stores on disk.
-
-:func:`latency` puts a link under it: a round-trip time for each round, and the bytes at the link's bandwidth. Online
-the parties take turns, so that all bytes follow one another and nothing overlaps with computing. Offline dealer and
-client send at the same time, each while it computes: most of what takes less time, the computing or the fuller link,
-passes during the other.
-
-Not modelled: TLS, packet headers, slow start and loss, and any other machine than this one.
+operating system takes for each message is in it, and so are the stores on disk. A link is put under it by
+:mod:`pi_runtime.preset.latency`.
 """
 
 from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -30,14 +23,11 @@ from pi_runtime.net.shaping import NetworkProfile
 from pi_runtime.preset.backend import PresetBackend
 from pi_runtime.preset.bundle import BundleLayout
 from pi_runtime.preset.estimate import Estimate
+from pi_runtime.preset.latency import DealtLayer, Latency, offline_latency, online_latency
 from pi_runtime.preset.program import compile_program
 
 MAX_REHEARSED_BYTES = 1 << 30
 """Most material of a bundle that a rehearsal makes; each role's own copy of it comes on top."""
-
-OVERLAP = 0.7
-"""Part of the shorter of computing and sending that passes during the longer, offline. The cost law of ResNet18 at
-32x32 on LAN and WAN had 0.70 in one run and 0.73 in another."""
 
 _MEASURE_S = 4.0
 _LEAST_RUNS = 3
@@ -53,7 +43,7 @@ class Rehearsal:
     for them. rest_s: all else, as the masking of the input and the public steps.
     round_s, relu_s: ``gate_s`` taken apart, by least squares over the layers, into what a round and what a ReLU takes;
     None where too few layers differ, or the machine was too restless to tell.
-    offline_s: making, storing and opening the material of an inference.
+    offline_s: making, storing and opening the material of an inference. dealt: the part of it that each layer takes.
     """
 
     linear_s: float
@@ -61,26 +51,10 @@ class Rehearsal:
     rest_s: float
     online_s: float
     offline_s: float
+    dealt: tuple[DealtLayer, ...]
     round_s: float | None
     relu_s: float | None
     runs: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Latency:
-    """Modelled seconds of one phase.
-
-    compute_s: as rehearsed. overlap_s: what of the transfer passes while computing, and so counts once.
-    """
-
-    compute_s: float
-    round_trip_s: float
-    transfer_s: float
-    overlap_s: float = 0.0
-
-    @property
-    def total_s(self) -> float:
-        return self.compute_s + self.round_trip_s + self.transfer_s - self.overlap_s
 
 
 def latency(exact: Estimate, rehearsed: Rehearsal, profile: NetworkProfile) -> dict[str, Latency]:
@@ -90,31 +64,13 @@ def latency(exact: Estimate, rehearsed: Rehearsal, profile: NetworkProfile) -> d
             rehearsed.online_s, rounds=exact.online.rounds, sent_bytes=exact.online.sent_bytes, profile=profile
         ),
         "offline": offline_latency(
-            rehearsed.offline_s, rounds=exact.offline.rounds, sent_bytes=exact.offline.sent_bytes, profile=profile
+            rehearsed.offline_s,
+            layers=rehearsed.dealt,
+            rounds=exact.offline.rounds,
+            sent_bytes=exact.offline.sent_bytes,
+            profile=profile,
         ),
     }
-
-
-def online_latency(compute_s: float, *, rounds: int, sent_bytes: Mapping[str, int], profile: NetworkProfile) -> Latency:
-    """Of ``compute_s`` as rehearsed, and the rounds and the bytes by role that the protocol declares."""
-    return Latency(
-        compute_s=compute_s,
-        round_trip_s=rounds * profile.rtt_ms / 1e3,
-        transfer_s=sum(sent_bytes.values()) / profile.bytes_per_s,
-    )
-
-
-def offline_latency(
-    compute_s: float, *, rounds: int, sent_bytes: Mapping[str, int], profile: NetworkProfile
-) -> Latency:
-    """As :func:`online_latency`, of a bundle that is computed while it is sent."""
-    streamed_s = max(sent_bytes.values()) / profile.bytes_per_s
-    return Latency(
-        compute_s=compute_s,
-        round_trip_s=rounds * profile.rtt_ms / 1e3,
-        transfer_s=streamed_s,
-        overlap_s=OVERLAP * min(compute_s, streamed_s),
-    )
 
 
 def rehearse(graph: Graph, batch: int, *, threads: int = 1, measure_s: float = _MEASURE_S) -> Rehearsal:
@@ -162,9 +118,21 @@ def summarise(runs: list[RunCost], batch: int) -> Rehearsal:
         rest_s=median(total - own for total, own in zip(whole, map(sum, zip(linear, gates, strict=True)), strict=True)),
         online_s=median(whole),
         offline_s=median(run.phases["offline"].seconds for run in runs),
+        dealt=_dealt([[layer for layer in run.layers if layer.phase == "offline"] for run in runs]),
         round_s=round_s,
         relu_s=relu_s,
         runs=len(runs),
+    )
+
+
+def _dealt(offline: list[list[LayerCost]]) -> tuple[DealtLayer, ...]:
+    return tuple(
+        DealtLayer(
+            name=same[0].name,
+            seconds=median(layer.cost.seconds for layer in same),
+            sent_bytes=same[0].cost.sent_bytes,
+        )
+        for same in zip(*offline, strict=True)
     )
 
 

@@ -15,20 +15,27 @@ from pi_runtime.backend import Cost, LayerCost, RunCost
 from pi_runtime.cli.main import cli
 from pi_runtime.errors import ConfigError
 from pi_runtime.export import export_onnx
-from pi_runtime.net.shaping import NetworkProfile, parse_profile
 from pi_runtime.onnx_graph import load_onnx
 from pi_runtime.preset import rehearse as module
 from pi_runtime.preset.estimate import Volume, estimate
-from pi_runtime.preset.rehearse import Rehearsal, latency, rehearse, summarise
+from pi_runtime.preset.rehearse import Rehearsal, rehearse, summarise
 from pi_runtime.preset.stand_in import load_served
 
 LINEAR_S, ROUND_S, RELU_S, REST_S, OFFLINE_S = 0.020, 0.0003, 1e-7, 0.002, 0.25
+DEALT_S = {"relu1": 0.03, "conv2": 0.01}
 COUNTS = {"relu1": 100, "relu2": 5000, "relu3": 40000}
-FAST = Rehearsal(linear_s=0.5, gate_s=0.25, rest_s=0.25, online_s=1.0, offline_s=2.0, round_s=3e-4, relu_s=1e-7, runs=9)
+FAST = Rehearsal(
+    linear_s=0.5, gate_s=0.25, rest_s=0.25, online_s=1.0, offline_s=2.0, dealt=(), round_s=3e-4, relu_s=1e-7, runs=9
+)
 
 
 def layer(name, op, count, seconds):
     return LayerCost(name=name, op=op, relu_count=count, phase="online", cost=Cost(seconds=seconds))
+
+
+def dealt_layer(name, seconds):
+    cost = Cost(seconds=seconds, sent_bytes={"client": 10, "server": 0, "dealer": 100})
+    return LayerCost(name=name, op="relu", relu_count=1, phase="offline", cost=cost)
 
 
 def one_run(batch, slow=1.0):
@@ -36,6 +43,7 @@ def one_run(batch, slow=1.0):
     layers = [layer(f"conv{i}", "conv", 0, slow * LINEAR_S / 4) for i in range(4)]
     layers += [layer(name, "relu", count, slow * (ROUND_S + batch * count * RELU_S)) for name, count in COUNTS.items()]
     layers += [layer("none", "relu", 0, 0.0), layer("add", "add", 0, slow * REST_S / 2)]
+    layers += [dealt_layer(name, slow * seconds) for name, seconds in DEALT_S.items()]
     online = slow * (LINEAR_S + 3 * ROUND_S + batch * sum(COUNTS.values()) * RELU_S + REST_S)
     phases = {"setup": Cost(), "offline": Cost(seconds=slow * OFFLINE_S), "online": Cost(seconds=online)}
     return RunCost(phases=phases, layers=tuple(layers))
@@ -65,6 +73,8 @@ def test_a_machine_of_known_cost_is_taken_apart_into_its_terms(batch):
     assert found.rest_s == pytest.approx(REST_S)
     assert found.online_s == pytest.approx(LINEAR_S + gates_s + REST_S)
     assert found.offline_s == pytest.approx(OFFLINE_S)
+    assert {entry.name: entry.seconds for entry in found.dealt} == pytest.approx(DEALT_S)
+    assert {tuple(entry.sent_bytes.values()) for entry in found.dealt} == {(10, 0, 100)}
     assert (found.round_s, found.relu_s) == (pytest.approx(ROUND_S), pytest.approx(RELU_S))
     assert found.runs == 3
 
@@ -78,23 +88,6 @@ def test_rounds_and_relus_are_not_told_apart_by_a_restless_machine():
     assert summarise([replace(run, layers=tuple(alike))], 1).round_s is None
 
 
-def test_latency_is_the_sum_of_its_terms(preset_graph):
-    exact = replace(
-        estimate(preset_graph, 1),
-        online=volume(606_000, 394_000, 0, rounds=18),
-        offline=volume(2_000_000, 1_000, 5_000_000, rounds=4),
-    )
-    modelled = latency(exact, replace(FAST, offline_s=0.3), NetworkProfile("test", bandwidth_mbps=100.0, rtt_ms=40.0))
-    online, offline = modelled["online"], modelled["offline"]
-    assert (online.compute_s, online.round_trip_s, online.transfer_s) == pytest.approx((1.0, 0.72, 0.08))
-    assert online.total_s == pytest.approx(1.8)
-    # The dealer's 5 MB take 0.4 s, longer than computing them does, in 0.7 of its time; the client's go beside them.
-    assert (offline.round_trip_s, offline.transfer_s, offline.overlap_s) == pytest.approx((0.16, 0.4, 0.21))
-    assert offline.total_s == pytest.approx(0.65)
-    bare = latency(exact, FAST, parse_profile("loopback"))
-    assert (bare["online"].total_s, bare["offline"].total_s) == (1.0, 2.0)
-
-
 def test_a_rehearsal_runs_the_public_graph_of_a_network(tmp_path):
     """With a MaxPool, whose gates are its own: the processes are real, so is every term."""
     torch.manual_seed(0)
@@ -105,6 +98,9 @@ def test_a_rehearsal_runs_the_public_graph_of_a_network(tmp_path):
     found = rehearse(graph.public(), 2, measure_s=0.0)
     assert found.runs == 3
     assert all(0 < seconds < 60 for seconds in (found.linear_s, found.gate_s, found.rest_s, found.offline_s))
+    exact = [entry for entry in estimate(graph, 2).layers if any(entry.offline.sent_bytes.values())]
+    assert [entry.sent_bytes for entry in found.dealt] == [entry.offline.sent_bytes for entry in exact]
+    assert 0 < sum(entry.seconds for entry in found.dealt) < 3 * found.offline_s
     assert found.linear_s + found.gate_s < 3 * found.online_s, "medians of parts of the same few runs"
 
 
