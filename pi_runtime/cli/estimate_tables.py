@@ -99,7 +99,7 @@ def _terms(modelled: Latency) -> dict[str, float]:
         "compute_seconds": modelled.compute_s,
         "round_trip_seconds": modelled.round_trip_s,
         "transfer_seconds": modelled.transfer_s,
-        "carrying_seconds": modelled.carrying_s,
+        "slowing_seconds": modelled.slowing_s,
         "overlap_seconds": modelled.overlap_s,
     }
 
@@ -197,7 +197,7 @@ def _latency_table(
             online.transfer_s,
             offline.transfer_s,
         ),
-        ("their part of the cores", None, offline.carrying_s),
+        ("computing slowed by waits and bytes", online.slowing_s, offline.slowing_s),
         ("passes while computing", -online.overlap_s, -offline.overlap_s),
         ("together", online.total_s, offline.total_s),
     )

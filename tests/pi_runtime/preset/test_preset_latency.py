@@ -10,11 +10,20 @@ from hypothesis import strategies as st
 
 from pi_runtime.net.shaping import NetworkProfile, parse_profile
 from pi_runtime.preset.estimate import Volume, estimate
-from pi_runtime.preset.latency import CARRYING_S_A_BYTE, DealtLayer, Latency, offline_latency
+from pi_runtime.preset.latency import (
+    CARRYING_S_A_BYTE,
+    MOST_WAKING_S,
+    WAKING_OF_RTT,
+    DealtLayer,
+    Latency,
+    offline_latency,
+)
 from pi_runtime.preset.rehearse import Rehearsal, latency
 
 SLOW = NetworkProfile("test", bandwidth_mbps=8.0, rtt_ms=100.0)
 """A megabyte a second."""
+
+SENDERS = ("client", "server", "dealer")
 
 
 def dealt(seconds: float, dealer_bytes: int, client_bytes: int = 0) -> DealtLayer:
@@ -42,13 +51,13 @@ def test_online_is_the_sum_of_its_terms(preset_graph):
     )
     modelled = latency(exact, rehearsed, NetworkProfile("test", bandwidth_mbps=100.0, rtt_ms=40.0))
     online = modelled["online"]
+    assert online.slowing_s == pytest.approx(18 * MOST_WAKING_S)
     assert (online.compute_s, online.round_trip_s, online.transfer_s) == pytest.approx((1.0, 0.72, 0.08))
-    assert online.total_s == pytest.approx(1.8)
+    assert online.total_s == pytest.approx(1.8 + 18 * MOST_WAKING_S)
+    near = latency(exact, rehearsed, NetworkProfile("near", bandwidth_mbps=100.0, rtt_ms=1.0))["online"]
+    assert near.slowing_s == pytest.approx(18 * 1e-3 * WAKING_OF_RTT)
     bare = latency(exact, rehearsed, parse_profile("loopback"))
     assert (bare["online"].total_s, bare["offline"].total_s) == (1.0, 2.0)
-
-
-SENDERS = ("client", "server", "dealer")
 
 
 def test_the_link_carries_one_layer_while_the_next_is_computed():
@@ -56,7 +65,7 @@ def test_the_link_carries_one_layer_while_the_next_is_computed():
     layers = [dealt(1.0, 4_000_000), dealt(2.0, 1_000_000), dealt(3.0, 1_000_000)]
     found = offline(10.0, layers)
     held_up = CARRYING_S_A_BYTE * 6_000_000
-    assert found.carrying_s == pytest.approx(held_up)
+    assert found.slowing_s == pytest.approx(held_up)
     assert (found.round_trip_s, found.transfer_s) == pytest.approx((0.4, 6.0))
     # All that is computed later is carried later, so the last byte comes as much later as the last layer.
     assert found.total_s == pytest.approx(10.0 + 1.0 + 0.4 + held_up)
@@ -71,7 +80,7 @@ def test_what_the_link_cannot_keep_up_with_waits():
 
 def test_loopback_is_as_it_was_rehearsed():
     found = offline(2.5, [dealt(1.0, 3_000_000)], parse_profile("loopback"))
-    assert (found.total_s, found.carrying_s) == (2.5, 0.0)
+    assert (found.total_s, found.slowing_s) == (2.5, 0.0)
 
 
 @given(
