@@ -24,8 +24,8 @@ from pi_runtime.net.shaping import NetworkProfile
 
 WAKING_OF_RTT, MOST_WAKING_S = 0.16, 1.4e-3
 """What a round takes beyond its round trip, as a part of that and at most, in seconds. Of 31 networks on two machines a
-round took in the median 0.1 ms more on the LAN and 1.5 ms more on the WAN than loopback and the profile add up to, though
-the link's own round trip was off by less than 0.03 and 0.8 ms. Nothing between the two was measured."""
+round took in the median 0.08 ms more on the LAN and 1.5 ms more on the WAN than loopback and the profile add up to; the
+link's own round trip was off by less than 0.05 and 1.3 ms. Nothing between the two was measured."""
 
 CARRYING_S_A_BYTE = 2e-9
 """Seconds by which a byte on a link, of any role, holds up a dealer that computes, on two cores with the relay between
