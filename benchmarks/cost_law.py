@@ -1,8 +1,9 @@
 """The cost law: latency = a + b * ReLUs + rounds * RTT + bytes / bandwidth, for each backend; and how well it predicts.
 
 Rounds and bytes are counted, RTT and bandwidth measured of the link. a and b are fitted by least squares on the
-loopback rows where those have two ReLU counts, else on what the link leaves of the rows of all networks. A phase that
-sends nothing has no law.
+loopback rows where those have two ReLU counts, else on what the link leaves of the rows of all networks. What a ReLU
+counts for is :mod:`benchmarks.relu_work`'s to say; b is 0 where no ReLU costs a byte, as in a library that compares a
+whole layer whatever its mask keeps. A phase that sends nothing has no law.
 
 Where two links that take time were measured, the law's last terms get a factor each, the work one for each link, and
 what of it goes on while the link is busy is fitted too (:mod:`benchmarks.link_fit`): a library may wait for two round
@@ -10,9 +11,10 @@ trips where it counts one, what shapes a link takes its share of the cores, and 
 behind its bytes. Elsewhere the plain sum stands.
 
 A law is worth what it says of points that it has not seen. :func:`predictions` holds ReLU counts back, each in turn or
-those that are named, fits the law on the others and predicts the latency on every network that was measured: nothing
-that was measured at a held-back count goes in. Bytes and rounds are predicted as well, on the line through the two
-nearest counts: the rings of `preset` grow in steps, so that no one line has its offline bytes.
+those that are named, fits the law on the others and predicts the latency on every network that was measured: no time
+that was taken at a held-back count goes in. Bytes and rounds of `preset` are facts of the public graph, which
+`estimate` has before anything runs: what was counted equals them. Those of other backends are predicted as well, on the
+line through the two nearest counts.
 """
 
 from __future__ import annotations
@@ -20,27 +22,37 @@ from __future__ import annotations
 from bisect import bisect
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from statistics import fmean
 
 from benchmarks.errors import MeasureError
 from benchmarks.fit import MIN_POINTS, fit_line
 from benchmarks.link_fit import PLAIN, LinkedPoint, LinkFactors, fit_factors
 from benchmarks.links import Link, link_in, link_seconds, serial_bytes, serial_rounds
-from benchmarks.schema import LOOPBACK, Phase, Results
-from benchmarks.summary import measured_subjects, phase_cost
+from benchmarks.relu_work import relu_work
+from benchmarks.schema import LOOPBACK, Phase, Results, Subject
+from benchmarks.summary import PhaseCost, measured_subjects, phase_cost
 
 PHASES: tuple[Phase, ...] = ("online", "offline")
+
+_DECLARED = frozenset(("preset",))
+"""Backends whose bytes and rounds follow from the public graph, to the byte."""
+
+_SAME = 1e-4
+"""Bytes that differ by less than this part are the same: names and numbers in a message are not of equal length."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
     """One measured median: ``seconds`` of one image at ``relu_count`` on ``network``.
 
+    relu_work: what the ReLUs count for (:mod:`benchmarks.relu_work`).
     rounds, transferred: round trips and bytes that follow one another (:mod:`benchmarks.links`).
     """
 
     network: str
     link: Link
     relu_count: int
+    relu_work: float
     seconds: float
     rounds: float
     transferred: float
@@ -58,7 +70,7 @@ class Point:
 
 @dataclass(frozen=True, kw_only=True)
 class Law:
-    """``fixed_s + relu_s * ReLUs`` beside what the link takes.
+    """``fixed_s + relu_s * relu_work`` beside what the link takes.
 
     factors: how the link's seconds come in. fitted_on: the networks whose points a and b were fitted on. low, high: the
     ReLU counts between which they were.
@@ -73,7 +85,7 @@ class Law:
 
     def seconds(self, point: Point) -> float:
         """The latency that the law gives for the ReLUs, rounds and bytes of a point on its network."""
-        work_s = self.fixed_s + self.relu_s * point.relu_count
+        work_s = self.fixed_s + self.relu_s * point.relu_work
         return self.factors.seconds(point.network, work_s, point.waits_s, point.carries_s)
 
 
@@ -138,13 +150,13 @@ def fit_law(points: Sequence[Point]) -> Law:
     bare = [point for point in points if point.network == LOOPBACK]
     chosen = bare if len({point.relu_count for point in bare}) > 1 else points
     counts = [point.relu_count for point in chosen]
-    line = fit_line(counts, [point.seconds - point.waits_s - point.carries_s for point in chosen])
+    fixed_s, relu_s = _line(chosen)
     factors = PLAIN
     if chosen is bare:
         factors = fit_factors(
             LinkedPoint(
                 network=point.network,
-                work_s=line.intercept + line.slope * point.relu_count,
+                work_s=fixed_s + relu_s * point.relu_work,
                 waits_s=point.waits_s,
                 carries_s=point.carries_s,
                 seconds=point.seconds,
@@ -153,13 +165,24 @@ def fit_law(points: Sequence[Point]) -> Law:
             if point.waits_s or point.carries_s
         )
     return Law(
-        fixed_s=line.intercept,
-        relu_s=line.slope,
+        fixed_s=fixed_s,
+        relu_s=relu_s,
         factors=factors,
         fitted_on=tuple(dict.fromkeys(point.network for point in chosen)),
         low=min(counts),
         high=max(counts),
     )
+
+
+def _line(points: Sequence[Point]) -> tuple[float, float]:
+    """Seconds beside the link's at no ReLU, and for each; where the ReLUs cost no byte, the mean and none."""
+    seconds = [point.seconds - point.waits_s - point.carries_s for point in points]
+    work = [point.relu_work for point in points]
+    sent = [point.transferred for point in points]
+    if min(work) == max(work) or max(sent) - min(sent) <= _SAME * max(sent):
+        return fmean(seconds), 0.0
+    line = fit_line(work, seconds)
+    return line.intercept, line.slope
 
 
 def cost_laws(results: Results) -> tuple[CostLaw, ...]:
@@ -216,18 +239,21 @@ def predictions(results: Results, hold_back: Collection[int] | None = None) -> t
 def _predict(seen: Sequence[Point], point: Point, *, backend: str, model: str, phase: Phase) -> Prediction:
     law = fit_law(seen)
     count = point.relu_count
-    unmeasured = replace(
-        point,
-        rounds=_between({other.relu_count: other.rounds for other in seen}, count),
-        transferred=_between({other.relu_count: other.transferred for other in seen}, count),
-    )
+    known = point
+    if backend not in _DECLARED:
+        known = replace(
+            point,
+            relu_work=_between({other.relu_count: other.relu_work for other in seen}, count),
+            rounds=_between({other.relu_count: other.rounds for other in seen}, count),
+            transferred=_between({other.relu_count: other.transferred for other in seen}, count),
+        )
     return Prediction(
         backend=backend,
         model=model,
         phase=phase,
         network=point.network,
         relu_count=count,
-        predicted_s=law.seconds(unmeasured),
+        predicted_s=law.seconds(known),
         measured_s=point.seconds,
         outside=not law.low <= count <= law.high,
     )
@@ -255,7 +281,7 @@ def _series(results: Results) -> list[tuple[str, str, Phase, list[Point]]]:
 
 
 def _points(results: Results, backend: str, model: str, phase: Phase) -> list[Point]:
-    points = []
+    found: list[tuple[str, Link, Subject, PhaseCost]] = []
     for network in results.networks:
         link = link_in(results, network)
         if link is None:
@@ -263,14 +289,17 @@ def _points(results: Results, backend: str, model: str, phase: Phase) -> list[Po
         for subject in measured_subjects(results, backend, network=network):
             cost = phase_cost(results, backend, subject.name, phase, network=network)
             if subject.model == model and cost is not None and cost.latency_s.median > 0:
-                points.append(
-                    Point(
-                        network=network,
-                        link=link,
-                        relu_count=subject.relu_count,
-                        seconds=cost.latency_s.median,
-                        rounds=serial_rounds(backend, cost.rounds),
-                        transferred=serial_bytes(backend, phase, cost.sent_bytes),
-                    )
-                )
-    return points
+                found.append((network, link, subject, cost))
+    work = relu_work(results, backend, phase, [subject for _, _, subject, _ in found])
+    return [
+        Point(
+            network=network,
+            link=link,
+            relu_count=subject.relu_count,
+            relu_work=work[subject.name],
+            seconds=cost.latency_s.median,
+            rounds=serial_rounds(backend, cost.rounds),
+            transferred=serial_bytes(backend, phase, cost.sent_bytes),
+        )
+        for network, link, subject, cost in found
+    ]

@@ -70,7 +70,7 @@ def _residuals(view: LawView) -> RawTable:
     return _table(
         "law-residuals",
         "What the cost law leaves of each point",
-        "backend model phase network relu_count rounds transferred_bytes measured_s law_s residual_s",
+        "backend model phase network relu_count relu_work rounds transferred_bytes measured_s law_s residual_s",
         (
             (
                 entry.backend,
@@ -78,6 +78,7 @@ def _residuals(view: LawView) -> RawTable:
                 entry.phase,
                 residual.point.network,
                 residual.point.relu_count,
+                residual.point.relu_work,
                 residual.point.rounds,
                 residual.point.transferred,
                 residual.point.seconds,

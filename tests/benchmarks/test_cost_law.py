@@ -11,7 +11,7 @@ from benchmarks.cost_law import cost_laws, predictions
 from benchmarks.errors import MeasureError
 from benchmarks.link_fit import PLAIN, LinkedPoint, fit_factors
 from benchmarks.links import Link, link_in, link_of, link_seconds, serial_bytes
-from benchmarks.schema import LinkRecord, Results, SentBytes
+from benchmarks.schema import LayerRow, LinkRecord, Results, SentBytes
 from tests.benchmarks.conftest import make_row, make_subject
 
 COUNTS = (6000, 15000, 30000, 50000, 100000)
@@ -150,6 +150,141 @@ def test_bytes_that_grow_in_steps_are_predicted_between_neighbours(results: Resu
     assert len(inside) == 2 * 2 * len(NETWORKS)
     for entry in inside:
         assert entry.error == pytest.approx(0, abs=1e-3)
+
+
+def test_bytes_of_the_public_graph_are_known_of_a_count_beyond_all(results: Results) -> None:
+    """Four times the bytes a ReLU above 50,000 again: of 100,000 the line through the others has too few."""
+
+    def carried(count: int) -> SentBytes:
+        return SentBytes(client=30_000 + 80 * count + 240 * max(0, count - 50_000), server=0, dealer=0)
+
+    def cost(backend: str, count: int, network: str) -> float:
+        rtt_s, bytes_per_s = NETWORKS[network]
+        return 0.03 + 2e-7 * count + ROUNDS * rtt_s + carried(count).client / bytes_per_s
+
+    slowest = list(NETWORKS)[-1]
+    made = predictions(measured(results, cost, tuple(NETWORKS), carried))
+    errors = {entry.backend: entry.error for entry in made if (entry.relu_count, entry.network) == (100_000, slowest)}
+    assert errors["preset"] == pytest.approx(0, abs=1e-3)
+    assert errors["other"] < -0.4
+
+
+def with_material(document: Results, material: Callable[[int], int]) -> Results:
+    """The offline layers of the document's rows: one that keeps all ReLUs, and one of a convolution."""
+    layers = tuple(
+        LayerRow(
+            backend=row.backend,
+            subject=row.subject,
+            network=row.network,
+            phase="offline",
+            sweep=0,
+            layer=layer,
+            op=layer,
+            relu_count=count,
+            seconds=(0.1,),
+            sent_bytes=SentBytes(client=1, server=2, dealer=sent_bytes - 3),
+            messages=1,
+            rounds=1,
+        )
+        for row in document.rows
+        for layer, count, sent_bytes in (
+            ("relu", int(row.subject), material(int(row.subject))),
+            ("conv", 0, 4_000_000),
+        )
+    )
+    return document.model_copy(update={"layers": layers})
+
+
+def shrinking(count: int) -> int:
+    """Bytes of the material of so many ReLUs: 300 each, but 200 of those above 50,000."""
+    return 300 * count - 100 * max(0, count - 50_000)
+
+
+def test_online_a_relu_counts_by_its_material(results: Results) -> None:
+    """0.8 ns a byte of material: no line over the counts, yet a count beyond all others is predicted."""
+
+    def cost(backend: str, count: int, network: str) -> float:
+        return 0.03 + 8e-10 * shrinking(count)
+
+    bare = measured(results, cost, ("loopback",))
+    document = with_material(bare, shrinking)
+    (entry, _) = cost_laws(document)
+    mean = sum(map(shrinking, COUNTS)) / sum(COUNTS)
+    assert (entry.law.fixed_s, entry.law.relu_s) == pytest.approx((0.03, 8e-10 * mean))
+    for residual in entry.residuals:
+        count = residual.point.relu_count
+        assert residual.point.relu_work == pytest.approx(shrinking(count) / mean)
+        assert residual.residual_s == pytest.approx(0, abs=1e-12)
+    (last,) = (p for p in predictions(document) if (p.backend, p.relu_count) == ("preset", 100_000))
+    assert last.error == pytest.approx(0, abs=1e-9)
+    (last,) = (p for p in predictions(bare) if (p.backend, p.relu_count) == ("preset", 100_000))
+    assert last.error > 0.05
+
+
+def test_offline_each_relu_counts_as_one(results: Results) -> None:
+    document = with_material(measured(results, latency, ("loopback",)), shrinking)
+    rows = tuple(row.model_copy(update={"phase": "offline"}) for row in document.rows)
+    for entry in cost_laws(document.model_copy(update={"rows": rows})):
+        assert [residual.point.relu_work for residual in entry.residuals] == list(COUNTS)
+        assert entry.law.relu_s == pytest.approx(2e-7)
+
+
+def whole_layers(count: int) -> SentBytes:
+    """As of a library that compares a whole layer whatever its mask keeps: the same but for the digits of a number."""
+    return SentBytes(client=59_000_000 + count % 7, server=0, dealer=0)
+
+
+@pytest.mark.parametrize("network", ["loopback", "lan"])
+def test_relus_that_cost_no_byte_make_no_slope(results: Results, network: str) -> None:
+    """1 ms more at 100,000 is scatter then, and none of it is the ReLUs'."""
+
+    def cost(backend: str, count: int, network: str) -> float:
+        rtt_s, bytes_per_s = NETWORKS[network]
+        link_s = ROUNDS * rtt_s + whole_layers(count).client / bytes_per_s
+        return link_s + 0.03 + (1e-3 if count == 100_000 else 0.0)
+
+    document = measured(results, cost, (network,), whole_layers)
+    (entry, _) = cost_laws(document)
+    assert entry.law.fixed_s == pytest.approx(0.0302)
+    assert entry.law.relu_s == 0
+    bare_s = cost("preset", 6000, network)
+    made = {p.relu_count: p.predicted_s for p in predictions(document) if p.backend == "preset"}
+    assert made == pytest.approx(dict.fromkeys(COUNTS, bare_s + 0.00025) | {100_000: bare_s}, rel=1e-6)
+
+
+@pytest.mark.parametrize("count", COUNTS)
+def test_one_network_that_lost_whole_layers_is_no_obstacle(results: Results, count: int) -> None:
+    """It alone has other bytes, so that the law that never saw it has one number for all others."""
+
+    def carried(at: int) -> SentBytes:
+        return SentBytes(client=40_000_000 if at == count else 59_000_000, server=0, dealer=0)
+
+    document = measured(results, latency, tuple(NETWORKS), carried)
+    document = with_material(document, lambda at: carried(at).client + 1)
+    assert len(predictions(document)) == 2 * len(COUNTS) * len(NETWORKS)
+    assert len(cost_laws(document)) == 2
+
+
+def test_a_network_without_relus_is_a_point(results: Results) -> None:
+    document = with_material(measured(results, latency, ("loopback",)), shrinking)
+    subjects = tuple(
+        subject.model_copy(update={"relu_count": 0} if subject.name == "6000" else {}) for subject in document.subjects
+    )
+    layers = tuple(
+        layer.model_copy(update={"relu_count": 0} if layer.subject == "6000" else {}) for layer in document.layers
+    )
+    document = document.model_copy(update={"subjects": subjects, "layers": layers})
+    for entry in cost_laws(document):
+        assert entry.residuals[0].point.relu_work == 0
+    assert len(predictions(document)) == 2 * len(COUNTS)
+
+
+def test_layers_of_some_networks_alone_are_not_taken(results: Results) -> None:
+    document = with_material(measured(results, latency, ("loopback",)), shrinking)
+    layers = tuple(layer for layer in document.layers if layer.subject != "30000")
+    document = document.model_copy(update={"layers": layers})
+    for entry in cost_laws(document):
+        assert [residual.point.relu_work for residual in entry.residuals] == list(COUNTS)
 
 
 def test_named_counts_are_held_back_together(results: Results) -> None:
