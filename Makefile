@@ -8,7 +8,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .PHONY: run test check clean results results-networks results-budgets results-threads2 results-digits \
-	results-methods results-scoring results-trained results-rehearsed results-unmasked
+	results-methods results-scoring results-trained results-rehearsed results-unmasked \
+	results-spu
 
 run: $(VENV)/installed
 	$(BIN)/pi-pipeline run --budget $(BUDGET) $(ARGS)
@@ -28,7 +29,7 @@ comma := ,
 TRAINED := ours-3000-seed0 ours-1500-seed0 ours_4_layers-1500-seed0 snl-3000-seed0 snl-1500-seed0
 
 results: results-networks results-budgets results-threads2 results-digits results-methods results-scoring \
-	results-trained results-rehearsed results-unmasked
+	results-trained results-rehearsed results-unmasked results-spu
 
 # Every budget open at once: drift of the machine falls on all of them alike. Medians of 16 runs of preset wander by 10 to
 # 20 %, so it has more; the others are steadier and slower.
@@ -81,7 +82,8 @@ results-trained: results-methods
 	cp runs/trained/results.json $(RESULTS)/cifar10-width16-trained.json
 	cp runs/trained/report.html $(RESULTS)/cifar10-width16-trained.html
 
-# Networks of other widths and image sizes, for `estimate`; its constants were chosen before the last three were measured.
+# For `estimate`: networks of other widths and image sizes; its constants were chosen before the last four were measured.
+# Seven networks of the last, each with a rehearsal, want 22 GiB of memory.
 define rehearsed
 	$(BIN)/pi-pipeline bench resnet18 $(3) --backends preset --networks loopback,lan,wan --images 2 --runs $(2) \
 		--runs-on wan=6 --across-networks preset --rehearse --sweeps 1 --output runs/rehearsed-$(1)
@@ -95,12 +97,25 @@ results-rehearsed: $(VENV)/installed
 	$(call rehearsed,w16-64x64,32,--width 16 --image-size 64 --budgets full$(comma)80000$(comma)10000)
 	$(call rehearsed,w20-40x40,96,--width 20 --image-size 40 --budgets full$(comma)40000$(comma)6000)
 	$(call rehearsed,w56-24x24,96,--width 56 --image-size 24 --budgets full$(comma)40000$(comma)4000)
+	$(BIN)/pi-pipeline bench resnet18 --budgets 6000,15000,30000,50000,100000,300000,full --backends preset \
+		--networks loopback,lan,wan --runs 48 --runs-on wan=2 --across-networks preset --rehearse --sweeps 1 --at-once 7 \
+		--images 1 --output runs/rehearsed-w64-32x32
+	$(BIN)/pi-pipeline report runs/rehearsed-w64-32x32
+	cp runs/rehearsed-w64-32x32/results.json $(RESULTS)/rehearsed-resnet18-w64-32x32.json
+	cp runs/rehearsed-w64-32x32/report.html $(RESULTS)/rehearsed-resnet18-w64-32x32.html
 
 # Of the run with all peers crypten-unmasked had too few runs on loopback to be predicted.
 results-unmasked: $(VENV)/installed
 	$(BIN)/pi-pipeline bench resnet18 --budgets 6000,15000,30000,50000,100000,full --backends crypten-unmasked \
 		--images 2 --runs 8 --sweeps 1 --at-once 6 --output runs/unmasked
 	cp runs/unmasked/results.json $(RESULTS)/resnet18-32x32-unmasked.json
+
+# Counts near all ReLUs as well, which the run with all peers has not; wants PI_SPU_PYTHON.
+results-spu: $(VENV)/installed
+	$(BIN)/pi-pipeline bench resnet18 --budgets 6000,15000,30000,50000,100000,200000,350000,full \
+		--backends spu-semi2k,spu-cheetah --runs 3 --runs-of spu-cheetah=1 --sweeps 1 --at-once 8 --images 1 \
+		--output runs/spu
+	cp runs/spu/results.json $(RESULTS)/resnet18-32x32-spu-zen3.json
 
 # A half-made environment has no mark and is made again.
 $(VENV)/installed: pyproject.toml
