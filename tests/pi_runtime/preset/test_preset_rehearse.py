@@ -271,7 +271,16 @@ def test_a_check_shows_the_cost_law_of_held_back_counts(make_net, tmp_path):
     base = measured_rows(graph, estimate(graph, 1), {("loopback", "online"): 1.0})
     counts = (100, 200, 300, 400)
     subjects = [base.subjects[0].model_copy(update={"name": str(n), "relu_count": n}) for n in counts]
-    rows = [base.rows[0].model_copy(update={"subject": str(n), "seconds": (0.01 + 1e-6 * n,)}) for n in counts]
+    rows = [
+        base.rows[0].model_copy(
+            update={
+                "subject": str(n),
+                "seconds": (0.01 + 1e-6 * n,),
+                "sent_bytes": SentBytes(client=8 * n, server=3 * n, dealer=0),
+            }
+        )
+        for n in counts
+    ]
     path = tmp_path / "results.json"
     base.model_copy(update={"subjects": tuple(subjects), "rows": tuple(rows)}).save(path)
     document, shown = run("--check", path, "--hold-back", "200,400")
