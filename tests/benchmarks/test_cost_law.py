@@ -135,17 +135,19 @@ def test_each_count_is_predicted_by_a_law_that_never_saw_it(results: Results) ->
             assert entry.predicted_s != pytest.approx(exact, rel=1e-6)
 
 
+def in_steps(count: int) -> SentBytes:
+    """80 bytes a ReLU, and four times as many of those above 50,000: no line through all counts."""
+    return SentBytes(client=30_000 + 80 * count + 240 * max(0, count - 50_000), server=0, dealer=0)
+
+
+def latency_in_steps(backend: str, count: int, network: str) -> float:
+    rtt_s, bytes_per_s = NETWORKS[network]
+    return 0.03 + 2e-7 * count + ROUNDS * rtt_s + in_steps(count).client / bytes_per_s
+
+
 def test_bytes_that_grow_in_steps_are_predicted_between_neighbours(results: Results) -> None:
-    """Four times the bytes a ReLU above 50,000: no line through all counts, and straight between 6,000 and 50,000."""
-
-    def carried(count: int) -> SentBytes:
-        return SentBytes(client=30_000 + 80 * count + 240 * max(0, count - 50_000), server=0, dealer=0)
-
-    def cost(backend: str, count: int, network: str) -> float:
-        rtt_s, bytes_per_s = NETWORKS[network]
-        return 0.03 + 2e-7 * count + ROUNDS * rtt_s + carried(count).client / bytes_per_s
-
-    made = predictions(measured(results, cost, tuple(NETWORKS), carried))
+    """They are straight between 6,000 and 50,000."""
+    made = predictions(measured(results, latency_in_steps, tuple(NETWORKS), in_steps))
     inside = [entry for entry in made if entry.relu_count in (15000, 30000)]
     assert len(inside) == 2 * 2 * len(NETWORKS)
     for entry in inside:
@@ -153,17 +155,9 @@ def test_bytes_that_grow_in_steps_are_predicted_between_neighbours(results: Resu
 
 
 def test_bytes_of_the_public_graph_are_known_of_a_count_beyond_all(results: Results) -> None:
-    """Four times the bytes a ReLU above 50,000 again: of 100,000 the line through the others has too few."""
-
-    def carried(count: int) -> SentBytes:
-        return SentBytes(client=30_000 + 80 * count + 240 * max(0, count - 50_000), server=0, dealer=0)
-
-    def cost(backend: str, count: int, network: str) -> float:
-        rtt_s, bytes_per_s = NETWORKS[network]
-        return 0.03 + 2e-7 * count + ROUNDS * rtt_s + carried(count).client / bytes_per_s
-
+    """Of 100,000 the line through the others has too few."""
+    made = predictions(measured(results, latency_in_steps, tuple(NETWORKS), in_steps))
     slowest = list(NETWORKS)[-1]
-    made = predictions(measured(results, cost, tuple(NETWORKS), carried))
     errors = {entry.backend: entry.error for entry in made if (entry.relu_count, entry.network) == (100_000, slowest)}
     assert errors["preset"] == pytest.approx(0, abs=1e-3)
     assert errors["other"] < -0.4
@@ -250,6 +244,13 @@ def test_relus_that_cost_no_byte_make_no_slope(results: Results, network: str) -
     bare_s = cost("preset", 6000, network)
     made = {p.relu_count: p.predicted_s for p in predictions(document) if p.backend == "preset"}
     assert made == pytest.approx(dict.fromkeys(COUNTS, bare_s + 0.00025) | {100_000: bare_s}, rel=1e-6)
+
+
+def test_equal_material_makes_no_slope_whatever_else_is_sent(results: Results) -> None:
+    document = with_material(measured(results, latency, ("loopback",)), lambda count: 59_000_000)
+    for entry in cost_laws(document):
+        assert entry.law.relu_s == 0
+        assert entry.law.fixed_s == pytest.approx(sum(latency("", count, "loopback") for count in COUNTS) / len(COUNTS))
 
 
 @pytest.mark.parametrize("count", COUNTS)
