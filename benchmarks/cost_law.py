@@ -243,7 +243,6 @@ def _predict(seen: Sequence[Point], point: Point, *, backend: str, model: str, p
     if backend not in _DECLARED:
         known = replace(
             point,
-            relu_work=_between({other.relu_count: other.relu_work for other in seen}, count),
             rounds=_between({other.relu_count: other.rounds for other in seen}, count),
             transferred=_between({other.relu_count: other.transferred for other in seen}, count),
         )

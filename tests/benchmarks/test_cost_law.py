@@ -11,7 +11,7 @@ from benchmarks.cost_law import cost_laws, predictions
 from benchmarks.errors import MeasureError
 from benchmarks.link_fit import PLAIN, LinkedPoint, fit_factors
 from benchmarks.links import Link, link_in, link_of, link_seconds, serial_bytes
-from benchmarks.schema import LayerRow, LinkRecord, Results, SentBytes
+from benchmarks.schema import LayerRow, LinkRecord, ReluLayer, Results, SentBytes
 from tests.benchmarks.conftest import make_row, make_subject
 
 COUNTS = (6000, 15000, 30000, 50000, 100000)
@@ -248,9 +248,10 @@ def test_relus_that_cost_no_byte_make_no_slope(results: Results, network: str) -
 
 def test_equal_material_makes_no_slope_whatever_else_is_sent(results: Results) -> None:
     document = with_material(measured(results, latency, ("loopback",)), lambda count: 59_000_000)
-    for entry in cost_laws(document):
-        assert entry.law.relu_s == 0
-        assert entry.law.fixed_s == pytest.approx(sum(latency("", count, "loopback") for count in COUNTS) / len(COUNTS))
+    (entry, other) = cost_laws(document)
+    assert entry.law.relu_s == 0
+    assert entry.law.fixed_s == pytest.approx(sum(latency("", count, "loopback") for count in COUNTS) / len(COUNTS))
+    assert other.law.relu_s == pytest.approx(2e-7)
 
 
 @pytest.mark.parametrize("count", COUNTS)
@@ -278,6 +279,45 @@ def test_a_network_without_relus_is_a_point(results: Results) -> None:
     for entry in cost_laws(document):
         assert entry.residuals[0].point.relu_work == 0
     assert len(predictions(document)) == 2 * len(COUNTS)
+
+
+def kept_of(count: int) -> tuple[int, ...]:
+    """Kept ReLUs of two layers of 50,000 elements: the second is filled first, and 100,000 are all."""
+    return max(0, count - 50_000), min(count, 50_000)
+
+
+def moved(count: int) -> int:
+    """Elements taken out and put back: none of 50,000 or 100,000, where each layer keeps all or nothing."""
+    return sum(kept + 50_000 for kept in kept_of(count) if 0 < kept < 50_000)
+
+
+@pytest.mark.parametrize(("backend", "a_move"), [("spu-semi2k", 1.0), ("spu-cheetah", 0.07), ("crypten", 0.0)])
+def test_online_elements_that_spu_moves_count_as_parts_of_a_relu(
+    results: Results, backend: str, a_move: float
+) -> None:
+    """0.2 us a ReLU, and a part of it an element moved: known of a held-back count, whatever the others move."""
+
+    def cost(_backend: str, count: int, network: str) -> float:
+        return latency("other", count, network) + 2e-7 * a_move * moved(count)
+
+    document = measured(results, cost, ("loopback",))
+    layers = tuple(
+        ReluLayer(subject=str(count), layer=str(index), elements=50_000, relu_count=kept)
+        for count in COUNTS
+        for index, kept in enumerate(kept_of(count))
+    )
+    rows = tuple(row.model_copy(update={"backend": backend}) for row in document.rows if row.backend == "other")
+    document = document.model_copy(update={"rows": rows, "relu_layers": layers})
+    (entry,) = cost_laws(document)
+    assert (entry.law.fixed_s, entry.law.relu_s) == pytest.approx((0.03, 2e-7))
+    for residual in entry.residuals:
+        count = residual.point.relu_count
+        assert residual.point.relu_work == pytest.approx(count + a_move * moved(count))
+    for held_back in predictions(document):
+        assert held_back.error == pytest.approx(0, abs=1e-9)
+    rows = tuple(row.model_copy(update={"phase": "offline"}) for row in rows)
+    for entry in cost_laws(document.model_copy(update={"rows": rows})):
+        assert [residual.point.relu_work for residual in entry.residuals] == list(COUNTS)
 
 
 def test_layers_of_some_networks_alone_are_not_taken(results: Results) -> None:
