@@ -112,10 +112,13 @@ results-unmasked: $(VENV)/installed
 
 # Counts near all ReLUs as well, which the run with all peers has not; wants PI_SPU_PYTHON.
 results-spu: $(VENV)/installed
+	$(PI_SPU_PYTHON) benchmarks/spu_moves.py
 	$(BIN)/pi-pipeline bench resnet18 --budgets 6000,15000,30000,50000,100000,200000,350000,full \
-		--backends spu-semi2k,spu-cheetah --runs 3 --runs-of spu-cheetah=1 --sweeps 1 --at-once 8 --images 1 \
-		--output runs/spu
-	cp runs/spu/results.json $(RESULTS)/resnet18-32x32-spu-zen3.json
+		--backends spu-semi2k,spu-cheetah --networks loopback,lan,wan --runs 3 --runs-of spu-cheetah=1 --sweeps 1 \
+		--at-once 8 --images 1 --output runs/spu
+	$(BIN)/pi-pipeline report runs/spu
+	cp runs/spu/results.json $(RESULTS)/resnet18-32x32-spu.json
+	cp runs/spu/report.html $(RESULTS)/resnet18-32x32-spu.html
 
 # A half-made environment has no mark and is made again.
 $(VENV)/installed: pyproject.toml

@@ -291,10 +291,8 @@ def moved(count: int) -> int:
     return sum(kept + 50_000 for kept in kept_of(count) if 0 < kept < 50_000)
 
 
-@pytest.mark.parametrize(("backend", "a_move"), [("spu-semi2k", 1.0), ("spu-cheetah", 0.07), ("crypten", 0.0)])
-def test_online_elements_that_spu_moves_count_as_parts_of_a_relu(
-    results: Results, backend: str, a_move: float
-) -> None:
+@pytest.mark.parametrize(("backend", "a_move"), [("spu-semi2k", 1.3), ("spu-cheetah", 0.03), ("crypten", 0.0)])
+def test_online_elements_that_spu_moves_count_as_parts_of_a_relu(results: Results, backend: str, a_move: float) -> None:
     """0.2 us a ReLU, and a part of it an element moved: known of a held-back count, whatever the others move."""
 
     def cost(_backend: str, count: int, network: str) -> float:

@@ -21,6 +21,7 @@ import pytest
 
 from pi_runtime.backend import ROLES
 from pi_runtime.errors import BackendError
+from pi_runtime.net import link_check
 from pi_runtime.net.hosts import LOOPBACK_HOSTS
 from pi_runtime.net.link import RelayedLink, packet_bytes, why_no_relay
 from pi_runtime.net.link_check import LinkCheck, rate_mbps, round_trip_s
@@ -63,6 +64,18 @@ def test_a_busy_machine_at_the_set_up_does_not_shorten_the_link(link, monkeypatc
     assert round_trip_s(link.hosts, FAST) >= FAST.rtt_ms / 1e3 - 2 * 250e-6
     link._trim()
     assert link.check().rtt_ms >= 0.9 * FAST.rtt_ms
+
+
+@pytest.mark.parametrize("spoilt", [0, 3, 100])
+def test_a_spoilt_check_is_made_anew_after_longer_and_longer_pauses(monkeypatch, spoilt):
+    """The link is as its profile from the try after the spoilt ones on; six tries are all."""
+    done, tries = [], iter(range(1000))
+    monkeypatch.setattr(link_check, "round_trip_s", lambda *_, **__: 4e-3 if next(tries) >= spoilt else 9e-3)
+    monkeypatch.setattr(link_check, "rate_mbps", lambda *_, **__: FAST.bandwidth_mbps)
+    monkeypatch.setattr(time, "sleep", done.append)
+    check = link_check.check_link(LOOPBACK_HOSTS, FAST, mend=lambda: done.append("mend"))
+    assert check.is_as(FAST) == (spoilt <= 5)
+    assert done == [step for pause in (0, 1, 2, 4, 8)[:spoilt] for step in (pause, "mend")]
 
 
 @needs_namespaces
