@@ -1,6 +1,7 @@
 # make run | test | check: each makes the virtual environment on first use.
 # make results: the raw figures of the README, resumable; a day or more on two quiet cores, most of it the comparison.
-# CIFAR10 holds train/CLASS/*.png and test/CLASS/*.png; results-networks wants root, and PI_SPU_PYTHON (README).
+# CIFAR10 holds train/CLASS/*.png and test/CLASS/*.png. results-networks and results-spu want root, and PI_SPU_PYTHON
+# (README).
 BUDGET ?= 6000
 CIFAR10 ?= cifar10
 PYTHON ?= python3
@@ -110,7 +111,7 @@ results-unmasked: $(VENV)/installed
 		--images 2 --runs 8 --sweeps 1 --at-once 6 --output runs/unmasked
 	cp runs/unmasked/results.json $(RESULTS)/resnet18-32x32-unmasked.json
 
-# Counts near all ReLUs as well, which the run with all peers has not; wants PI_SPU_PYTHON.
+# Counts near all ReLUs as well, which the run with all peers has not.
 results-spu: $(VENV)/installed
 	$(PI_SPU_PYTHON) benchmarks/spu_moves.py
 	$(BIN)/pi-pipeline bench resnet18 --budgets 6000,15000,30000,50000,100000,200000,350000,full \
