@@ -27,7 +27,8 @@ process, 3.1 to 3.7 us an element where a comparison took 2.6 us (semi2k), and 4
 def relu_work(results: Results, backend: str, phase: Phase, subjects: Sequence[Subject]) -> Mapping[str, float]:
     """The work of each subject's ReLUs, by name.
 
-    Results that do not tell the offline bytes or the elements of every subject's layers have the plain counts.
+    `preset` has the plain counts where its offline bytes are not told by layer for every subject, and SPU where the
+    results do not tell the elements of the layers.
     """
     counts = {subject.name: float(subject.relu_count) for subject in subjects}
     if phase == "offline":
