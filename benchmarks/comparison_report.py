@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.comparison import Run, environment_facts, ratio_charts, same_figures, warnings
+from benchmarks.cost_law import predictions
 from benchmarks.errors import ReportError
 from benchmarks.gallery import distinct, save_gallery
 from benchmarks.page import render
 from benchmarks.results_file import load_results
+from benchmarks.tally import GOAL, backend_tallies
 from pi_runtime.files import write_text
 
 RESULTS, PAGE = "results.json", "comparison.html"
@@ -39,11 +41,14 @@ def write_comparison(places: Sequence[Path], output: Path | None = None, *, gall
     directory = f"{page.stem}-figures"
     same = same_figures(runs)
     charts = ratio_charts(runs, same)
+    laws = [(run.name, backend_tallies(predictions(run.results))) for run in runs]
     command = ["pi-pipeline", "report", *map(str, places), *(["--output", str(output)] if output else [])]
     content = {
         "runs": runs,
         "same": same,
         "charts": charts,
+        "laws": laws if any(tallies for _, tallies in laws) else [],
+        "goal": GOAL,
         "facts": environment_facts(runs),
         "warnings": warnings(runs),
         "directory": directory,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 from benchmarks.cost_law import CostLaw, Prediction, cost_laws, predictions
@@ -10,9 +9,7 @@ from benchmarks.floor import Floor, LayerFloor, floors, layer_floors
 from benchmarks.foresight import Check, foresight
 from benchmarks.published import SOURCE, PublishedCost, published_costs
 from benchmarks.schema import Results, Subject
-
-GOAL = 0.10
-"""A prediction further off than this is marked."""
+from benchmarks.tally import GOAL, BackendTally, Tally, backend_tallies, tally
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,25 +27,17 @@ class Layers:
         return any(row.plaintext_s is not None for row in self.rows)
 
 
-@dataclass(frozen=True)
-class Tally:
-    """How many of so many predictions are within :data:`GOAL` of what was measured."""
-
-    within: int
-    total: int
-
-
 @dataclass(frozen=True, kw_only=True)
 class LawView:
-    """What the laws predict, of counts between the others and beyond them; ``goal`` is :data:`GOAL`.
+    """What the laws predict of ReLU counts held back, and how far from the floor the measurement is.
 
-    foreseen: what rehearsals in turn with the measurement say of it.
+    tallies: of ``predictions``, by backend. foreseen: what rehearsals in turn with the measurement say of it. goal:
+    :data:`benchmarks.tally.GOAL`.
     """
 
     laws: tuple[CostLaw, ...]
     predictions: tuple[Prediction, ...]
-    between: Tally
-    beyond: Tally
+    tallies: tuple[BackendTally, ...]
     foreseen: tuple[Check, ...]
     foreseen_tally: Tally
     goal: float
@@ -80,18 +69,12 @@ def law_view(results: Results) -> LawView:
     return LawView(
         laws=cost_laws(results),
         predictions=predicted,
-        between=_tally(entry.error for entry in predicted if not entry.outside),
-        beyond=_tally(entry.error for entry in predicted if entry.outside),
+        tallies=backend_tallies(predicted),
         foreseen=foreseen,
-        foreseen_tally=_tally(entry.error for entry in foreseen),
+        foreseen_tally=tally(entry.error for entry in foreseen),
         goal=GOAL,
         floors=found,
         layers=tuple(entry for entry in layers if entry.rows),
         published=published_costs(results),
         source=SOURCE,
     )
-
-
-def _tally(errors: Iterable[float]) -> Tally:
-    met = [abs(error) <= GOAL for error in errors]
-    return Tally(within=sum(met), total=len(met))

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pi_runtime.cli.lists import split_names
+
 if TYPE_CHECKING:
     from pi_runtime.budgets import Budget
 
@@ -54,17 +56,17 @@ def take_bench_options(options: dict[str, Any]) -> dict[str, Any]:
     from pi_runtime.backends import check_backend
     from pi_runtime.net.shaping import parse_profiles
 
-    names = [name.strip() for name in options.pop("backends").split(",") if name.strip()]
-    if not names:
+    backends = split_names(options.pop("backends"))
+    if not backends:
         raise click.UsageError("--backends names no backend")
-    for name in names:
+    for name in backends:
         check_backend(name)
     counts = {name: options.pop(name) for name in ("images", "runs", "party_threads")}
     for name, count in counts.items():
         if count < 1:
             raise click.UsageError(f"--{name.replace('_', '-')} must be at least 1, got {count}")
     return {
-        "backends": names,
+        "backends": backends,
         "images": counts["images"],
         "runs": counts["runs"],
         "threads": counts["party_threads"],
@@ -204,7 +206,7 @@ def parse_names(option: str, text: str, names: Sequence[str]) -> tuple[str, ...]
     Raises:
         click.UsageError: one is not.
     """
-    found = tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+    found = tuple(dict.fromkeys(split_names(text)))
     for name in found:
         if name not in names:
             raise click.UsageError(f"{option} must be of {', '.join(names)}, got {name!r}")

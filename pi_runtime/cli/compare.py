@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from pi_runtime.cli.lists import split_names, whole_numbers
+
 if TYPE_CHECKING:
     from linearize.compare_plan import Plan
     from linearize.comparison import Comparison, Spread
@@ -50,18 +52,18 @@ def compare(
             raise click.UsageError("--config and --methods do not go with --plan")
         wanted = load_plan(plan)
         if variants is not None:
-            wanted = _select(wanted, variants.split(","))
+            wanted = _select(wanted, split_names(variants))
     elif methods is None or budgets is None:
         raise click.UsageError("give either --plan, or --methods and --budgets (and a --config)")
     elif variants is not None:
         raise click.UsageError("--variants goes with --plan only")
     else:
-        wanted = plan_of_methods(config, methods.split(","), _numbers("--budgets", budgets), [0])
+        wanted = plan_of_methods(config, split_names(methods), whole_numbers("--budgets", budgets), [0])
     changes: dict[str, object] = {}
     if budgets is not None:
-        changes["budgets"] = _numbers("--budgets", budgets)
+        changes["budgets"] = whole_numbers("--budgets", budgets)
     if seeds is not None:
-        changes["seeds"] = _numbers("--seeds", seeds)
+        changes["seeds"] = whole_numbers("--seeds", seeds)
     if baseline is not None:
         changes["baseline"] = str(baseline)
     if data_dir is not None:
@@ -78,20 +80,13 @@ def add_compare_verb(group: click.Group) -> None:
     group.add_command(compare)
 
 
-def _select(plan: Plan, names: list[str]) -> Plan:
+def _select(plan: Plan, variants: list[str]) -> Plan:
     from linearize.errors import ConfigError
 
-    for name in names:
+    for name in variants:
         if name not in plan.variants:
             raise ConfigError(f"--variants must be among {', '.join(plan.variants)}, got {name!r}")
-    return plan.model_copy(update={"variants": {name: plan.variants[name] for name in names}})
-
-
-def _numbers(flag: str, text: str) -> list[int]:
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise click.UsageError(f"{flag} must be whole numbers separated by commas, got {text!r}") from None
+    return plan.model_copy(update={"variants": {name: plan.variants[name] for name in variants}})
 
 
 def _print(found: Comparison) -> None:

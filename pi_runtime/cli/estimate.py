@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pi_runtime.cli.lists import whole_numbers
+
 if TYPE_CHECKING:
     from pi_runtime.graph import Graph
 
@@ -56,7 +58,8 @@ def estimate(
     from pi_runtime.preset import rehearse as timed_part
 
     if check is not None:
-        _check(models, check, None if hold_back is None else _counts(hold_back))
+        held = None if hold_back is None else whole_numbers("--hold-back", hold_back, kind="counts of ReLUs")
+        _check(models, check, held)
         return
     if hold_back is not None:
         raise click.UsageError("--hold-back goes with --check: the cost law is fitted on measured rows")
@@ -116,7 +119,8 @@ def _check(models: tuple[Path, ...], results_path: Path, hold_back: tuple[int, .
     from benchmarks.cost_law import predictions
     from benchmarks.foresight import foresight
     from benchmarks.results_file import load_results
-    from pi_runtime.cli.estimate_check import check_model, print_checks, print_predictions
+    from benchmarks.tally import backend_tallies
+    from pi_runtime.cli.estimate_check import check_model, print_checks, print_predictions, print_tallies
 
     results = load_results(results_path)
     predicted = predictions(results, hold_back)
@@ -125,6 +129,8 @@ def _check(models: tuple[Path, ...], results_path: Path, hold_back: tuple[int, .
     print_checks(found, when="here and now")
     print_checks(foreseen, when="in turn with what was measured")
     print_predictions(predicted)
+    tallies = backend_tallies(predicted)
+    print_tallies(tallies)
     click.echo(
         json.dumps(
             {
@@ -134,14 +140,8 @@ def _check(models: tuple[Path, ...], results_path: Path, hold_back: tuple[int, .
                 "rehearsed_largest_error": max((abs(entry.error) for entry in foreseen), default=None),
                 "rehearsed": [{**asdict(entry), "error": entry.error} for entry in foreseen],
                 "law_largest_error": max((abs(entry.error) for entry in predicted), default=None),
+                "law_tallies": [asdict(entry) for entry in tallies],
                 "law": [{**asdict(entry), "error": entry.error} for entry in predicted],
             }
         )
     )
-
-
-def _counts(text: str) -> tuple[int, ...]:
-    parts = [part.strip() for part in text.split(",") if part.strip()]
-    if not parts or not all(part.isascii() and part.isdigit() for part in parts):
-        raise click.UsageError(f"--hold-back must be counts of ReLUs separated by commas, got {text!r}")
-    return tuple(int(part) for part in parts)

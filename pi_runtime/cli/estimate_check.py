@@ -10,6 +10,7 @@ from benchmarks.cost_law import Prediction
 from benchmarks.foresight import BACKEND, Check, foresight, profile_of, rehearsed_rows
 from benchmarks.schema import Phase, RehearsedLayer, Results, SentBytes, Subject
 from benchmarks.summary import phase_cost
+from benchmarks.tally import GOAL, BackendTally, Tally
 from pi_runtime.errors import ConfigError
 from pi_runtime.graph import Graph
 from pi_runtime.preset import rehearse as timed
@@ -87,6 +88,25 @@ def print_predictions(predictions: Sequence[Prediction]) -> None:
         count = f"{entry.relu_count:,}{'*' if entry.outside else ''}"
         shown.add_row(entry.backend, entry.network, entry.phase, count, *_seconds(entry))
     _print(shown)
+
+
+def print_tallies(tallies: Sequence[BackendTally]) -> None:
+    """How good the cost law's predictions are, on stderr; nothing where there are none."""
+    from pi_runtime.cli.estimate_tables import table
+
+    shown = table(
+        f"cost law: held-back latencies within {GOAL:.0%}, and the worst error",
+        "of all links and phases; beyond: ReLU counts below or above all that the law was fitted on",
+        ("backend",),
+        ("between", "worst", "beyond", "worst"),
+    )
+    for entry in tallies:
+        shown.add_row(entry.backend, *_tally(entry.between), *_tally(entry.beyond))
+    _print(shown)
+
+
+def _tally(entry: Tally) -> tuple[str, str]:
+    return f"{entry.within} of {entry.total}", "" if entry.worst is None else f"{100 * entry.worst:.1f} %"
 
 
 def _seconds(entry: Check | Prediction) -> tuple[str, str, str]:

@@ -10,8 +10,10 @@ from click.testing import CliRunner
 
 from benchmarks.comparison import Run, ratio_charts, same_figures, warnings
 from benchmarks.comparison_report import write_comparison
+from benchmarks.cost_law import predictions
 from benchmarks.errors import ReportError
 from benchmarks.schema import Results, Row
+from benchmarks.tally import backend_tallies
 from pi_runtime.cli.report import report
 from tests.benchmarks.test_report import HOSTILE, read
 
@@ -92,6 +94,18 @@ def test_runs_without_a_common_figure_say_so(results: Results, sweep_results: Re
     page = read(write_comparison(paths))
     assert "b shares no figure with a" in page.text
     assert "no figure in common" in page.text
+
+
+def test_the_page_says_how_well_each_law_predicts(results: Results, sweep_results: Results, tmp_path: Path) -> None:
+    """Twice the seconds are as linear; the run of two ReLU counts has no law to judge."""
+    first, second = save(sweep_results, tmp_path / "a.json"), save(scaled(sweep_results, 2.0), tmp_path / "b.json")
+    text = read(write_comparison([first, second], gallery=False)).text
+    told = [tally for tally in backend_tallies(predictions(sweep_results)) if tally.backend == "preset"]
+    assert [(tally.between.within, tally.beyond.within) for tally in told] == [(6, 4)]
+    for run in ("a", "b"):
+        assert f"{run} preset 6 of 6 0.0 % 4 of 4 0.0 %" in text
+    few = [save(results, tmp_path / "c.json"), save(scaled(results, 2.0), tmp_path / "d.json")]
+    assert "cost law" not in read(write_comparison(few, gallery=False)).text
 
 
 def test_one_results_file_twice_is_refused(results: Results, tmp_path: Path) -> None:

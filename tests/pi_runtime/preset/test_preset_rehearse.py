@@ -287,6 +287,8 @@ def test_a_check_shows_the_cost_law_of_held_back_counts(make_net, tmp_path):
     assert (document["check"], document["largest_error"]) == ([], None)
     assert [entry["relu_count"] for entry in document["law"]] == [200, 400]
     assert document["law_largest_error"] == pytest.approx(0, abs=1e-9)
+    (told,) = document["law_tallies"]
+    assert [(told[where]["within"], told[where]["total"]) for where in ("between", "beyond")] == [(1, 1), (1, 1)]
     assert "400*" in shown
     assert len(run("--check", path)[0]["law"]) == 4
 
