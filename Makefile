@@ -1,7 +1,7 @@
 # make run | test | check: each makes the virtual environment on first use.
 # make results: the raw figures of the README, resumable; a day or more on two quiet cores, most of it the comparison.
-# CIFAR10 holds train/CLASS/*.png and test/CLASS/*.png. results-networks and results-spu want root, and PI_SPU_PYTHON
-# (README).
+# CIFAR10 holds train/CLASS/*.png and test/CLASS/*.png. Runs over links want root, results-networks and
+# results-spu PI_SPU_PYTHON as well (README).
 BUDGET ?= 6000
 CIFAR10 ?= cifar10
 PYTHON ?= python3
@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 
 .PHONY: run test check clean results results-networks results-budgets results-threads2 results-digits \
 	results-methods results-scoring results-trained results-rehearsed results-unmasked \
-	results-spu
+	results-spu results-compared
 
 run: $(VENV)/installed
 	$(BIN)/pi-pipeline run --budget $(BUDGET) $(ARGS)
@@ -30,7 +30,7 @@ comma := ,
 TRAINED := ours-3000-seed0 ours-1500-seed0 ours_4_layers-1500-seed0 snl-3000-seed0 snl-1500-seed0
 
 results: results-networks results-budgets results-threads2 results-digits results-methods results-scoring \
-	results-trained results-rehearsed results-unmasked results-spu
+	results-trained results-rehearsed results-unmasked results-spu results-compared
 
 # Every budget open at once: drift of the machine falls on all of them alike. Medians of 16 runs of preset wander by 10 to
 # 20 %, so it has more; the others are steadier and slower.
@@ -105,11 +105,13 @@ results-rehearsed: $(VENV)/installed
 	cp runs/rehearsed-w64-32x32/results.json $(RESULTS)/rehearsed-resnet18-w64-32x32.json
 	cp runs/rehearsed-w64-32x32/report.html $(RESULTS)/rehearsed-resnet18-w64-32x32.html
 
-# Of the run with all peers crypten-unmasked had too few runs on loopback to be predicted.
+# In the run with all peers crypten-unmasked had too few runs on loopback to be predicted.
 results-unmasked: $(VENV)/installed
 	$(BIN)/pi-pipeline bench resnet18 --budgets 6000,15000,30000,50000,100000,full --backends crypten-unmasked \
-		--images 2 --runs 8 --sweeps 1 --at-once 6 --output runs/unmasked
+		--networks loopback,lan,wan --images 2 --runs 8 --sweeps 1 --at-once 6 --output runs/unmasked
+	$(BIN)/pi-pipeline report runs/unmasked
 	cp runs/unmasked/results.json $(RESULTS)/resnet18-32x32-unmasked.json
+	cp runs/unmasked/report.html $(RESULTS)/resnet18-32x32-unmasked.html
 
 # Counts near all ReLUs as well, which the run with all peers has not.
 results-spu: $(VENV)/installed
@@ -120,6 +122,12 @@ results-spu: $(VENV)/installed
 	$(BIN)/pi-pipeline report runs/spu
 	cp runs/spu/results.json $(RESULTS)/resnet18-32x32-spu.json
 	cp runs/spu/report.html $(RESULTS)/resnet18-32x32-spu.html
+
+# The runs of fewer backends and more counts against the run with all peers.
+results-compared: $(VENV)/installed
+	$(BIN)/pi-pipeline report $(RESULTS)/resnet18-32x32-networks.json $(RESULTS)/resnet18-32x32-budgets-zen3.json \
+		$(RESULTS)/resnet18-32x32-spu.json $(RESULTS)/resnet18-32x32-unmasked.json --output runs/compared.html
+	cp runs/compared.html $(RESULTS)/resnet18-32x32-compared.html
 
 # A half-made environment has no mark and is made again.
 $(VENV)/installed: pyproject.toml
