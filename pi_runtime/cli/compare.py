@@ -61,9 +61,9 @@ def compare(
         wanted = plan_of_methods(config, split_names(methods), whole_numbers("--budgets", budgets), [0])
     changes: dict[str, object] = {}
     if budgets is not None:
-        changes["budgets"] = whole_numbers("--budgets", budgets)
+        changes["budgets"] = list(whole_numbers("--budgets", budgets))
     if seeds is not None:
-        changes["seeds"] = whole_numbers("--seeds", seeds)
+        changes["seeds"] = list(whole_numbers("--seeds", seeds))
     if baseline is not None:
         changes["baseline"] = str(baseline)
     if data_dir is not None:
@@ -83,6 +83,8 @@ def add_compare_verb(group: click.Group) -> None:
 def _select(plan: Plan, variants: list[str]) -> Plan:
     from linearize.errors import ConfigError
 
+    if not variants:
+        raise ConfigError(f"--variants names no variant; give some of {', '.join(plan.variants)}")
     for name in variants:
         if name not in plan.variants:
             raise ConfigError(f"--variants must be among {', '.join(plan.variants)}, got {name!r}")

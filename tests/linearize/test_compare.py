@@ -291,3 +291,12 @@ def test_published_points_have_a_source_and_plausible_values() -> None:
         assert budgets == sorted(set(budgets))
         assert all(0 < budget < 2000 and 30 < accuracy < 100 for budget, accuracy in curve.points)
     assert {curve.name for curve in published("cifar10")} >= {"SNL", "DeepReDuce", "BCD, authors' prototype"}
+
+
+@pytest.mark.parametrize("variants", ["nothing", ","])
+def test_variants_that_are_not_in_the_plan_are_refused(plan_file: Path, tmp_path: Path, variants: str) -> None:
+    from pi_runtime.cli.main import cli
+
+    given = ["compare", "--plan", str(plan_file), "--variants", variants, "--budgets", "300", "--output", str(tmp_path)]
+    with pytest.raises(ConfigError, match=r"--variants (must be among|names no variant)"):
+        CliRunner().invoke(cli, given, catch_exceptions=False)
