@@ -7,12 +7,11 @@ from typing import Any
 
 import pytest
 
-from benchmarks.cost_law import Prediction, cost_laws, predictions
+from benchmarks.cost_law import cost_laws, predictions
 from benchmarks.errors import MeasureError
 from benchmarks.link_fit import PLAIN, LinkedPoint, fit_factors
 from benchmarks.links import Link, link_in, link_of, link_seconds, serial_bytes
 from benchmarks.schema import LayerRow, LinkRecord, ReluLayer, Results, SentBytes
-from benchmarks.tally import Tally, backend_tallies
 from tests.benchmarks.conftest import make_row, make_subject
 
 COUNTS = (6000, 15000, 30000, 50000, 100000)
@@ -344,30 +343,6 @@ def test_named_counts_are_held_back_together(results: Results) -> None:
 def test_a_hold_back_that_cannot_be_is_refused(results: Results, hold_back: tuple[int, ...], message: str) -> None:
     with pytest.raises(MeasureError, match=message):
         predictions(measured(results, latency, ("loopback",)), hold_back=hold_back)
-
-
-def test_a_tally_counts_what_is_within_a_tenth_of_the_measurement() -> None:
-    """Errors of +9, -10 and +11 % between the counts, and -20 % beyond them, of one backend; none beyond of another."""
-
-    def predicted(backend: str, seconds: float, *, outside: bool = False) -> Prediction:
-        return Prediction(
-            backend=backend,
-            model="net",
-            phase="online",
-            network="loopback",
-            relu_count=1,
-            predicted_s=seconds,
-            measured_s=100.0,
-            outside=outside,
-        )
-
-    one = [predicted("one", seconds) for seconds in (109.0, 90.0, 111.0)]
-    first, second = backend_tallies([*one, predicted("two", 100.0), predicted("one", 80.0, outside=True)])
-    assert (first.backend, second.backend) == ("one", "two")
-    assert (first.between.within, first.between.total, first.between.worst) == (2, 3, pytest.approx(0.11))
-    assert (first.beyond.within, first.beyond.total, first.beyond.worst) == (0, 1, pytest.approx(0.2))
-    assert second.between == Tally(within=1, total=1, worst=0.0)
-    assert second.beyond == Tally(within=0, total=0, worst=None)
 
 
 def test_modelled_rows_and_unknown_links_have_no_part(results: Results) -> None:
