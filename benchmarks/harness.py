@@ -22,6 +22,7 @@ from benchmarks.links import link_of
 from benchmarks.placement import Links, OpenLinks, place, unlinked
 from benchmarks.reference import reference_logits
 from benchmarks.results_file import load_results
+from benchmarks.room import Room, available_memory
 from benchmarks.schema import LOOPBACK, PHASES, Environment, RehearsedLayer, Results, Schedule
 from benchmarks.simulated import BACKEND as SIMULATED
 from benchmarks.simulated import simulated_accuracy
@@ -95,6 +96,7 @@ def run_bench(
     links: Links | None = None,
     progress: Progress | None = None,
     command: str | None = None,
+    memory: Callable[[], int | None] = available_memory,
 ) -> Results:
     """Measures each subject on each backend and writes ``results_path``.
 
@@ -108,6 +110,7 @@ def run_bench(
         links: what this machine can do for other networks than loopback; found out if None.
         progress: called from this thread.
         command: what makes the results again, for the report.
+        memory: bytes that are available, or None where that is not known.
 
     Raises:
         GraphError, BackendError: of the runtime.
@@ -122,7 +125,7 @@ def run_bench(
     loaded = load_subjects(subjects)
     names = tuple(dict.fromkeys(backends))
     opened = OpenLinks(links or Networks(), progress or _silent)
-    with _Bench(loaded, names, networks, settings, results_path, opener, opened, command) as bench:
+    with _Bench(loaded, names, networks, settings, results_path, opener, opened, command, memory) as bench:
         for station in stations(loaded.files, bench.results.schedule):
             bench.visit(station)
         return bench.finish()
@@ -141,6 +144,7 @@ class _Bench(Closing):
         opener: Callable[..., Backend],
         links: OpenLinks,
         command: str | None,
+        memory: Callable[[], int | None],
     ) -> None:
         self.subjects = subjects
         self.backends = backends
@@ -149,6 +153,7 @@ class _Bench(Closing):
         self.partial_path = path.with_name(f"{path.stem}.partial{path.suffix}")
         self.opener = opener
         self.links = links
+        self.memory = memory
         self.placement = place(backends, networks, links.reach)
         environment = describe_environment(settings.threads)
         schedule = settings.schedule(len(subjects.files))
@@ -182,7 +187,10 @@ class _Bench(Closing):
             berths += [replace(berth, rehearsal=True) for berth in reversed(berths) if _is_foreseen(berth)]
         untimed = {berth: share for berth in berths if (share := self._untimed(berth, station.sweep))}
         for group in self._groups([berth for berth in berths if berth in untimed or self._unchecked(berth)]):
-            self._open_and_measure(station, group, {berth: untimed[berth] for berth in group if berth in untimed})
+            left = group
+            while left:
+                done = self._open_and_measure(station, left, untimed)
+                left = [berth for berth in left if berth not in done]
 
     def finish(self) -> Results:
         """Adds what is simulated and modelled, writes the results in place and removes the partial ones."""
@@ -234,20 +242,25 @@ class _Bench(Closing):
                 if berth not in together:
                     yield [berth]
 
-    def _open_and_measure(self, station: Station, group: Sequence[Berth], untimed: Mapping[Berth, range]) -> None:
+    def _open_and_measure(
+        self, station: Station, group: Sequence[Berth], untimed: Mapping[Berth, range]
+    ) -> Sequence[Berth]:
+        """Measures as many of the group as memory is enough for, and tells which."""
         networks = tuple(dict.fromkeys(berth.network for berth in group))
         for network in networks:
             self._keep(self.links.ready(network, self.results))
-        bay = Bay(self._opened, self.links.progress, self.subjects)
+        bay = Bay(self._opened, self.links.progress, self.subjects, Room(self.memory))
         with self.links.blaming(networks), bay:
-            bay.prepare(group)
-            if untimed:
-                self._time(bay, untimed, station)
-            for berth in group:
+            together = bay.prepare(group)
+            runs = {berth: untimed[berth] for berth in together if berth in untimed}
+            if runs:
+                self._time(bay, runs, station)
+            for berth in together:
                 if self._unchecked(berth):
                     self._compare(bay, berth)
         for network in networks:
             self._keep(self.links.after(network, self.results))
+        return together
 
     def _opened(self, berth: Berth) -> Backend:
         options = self.links.options(berth.network)

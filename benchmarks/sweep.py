@@ -3,7 +3,8 @@
 A machine drifts. Two figures can be compared when they were taken in the same seconds: all backends of one subject are
 open together, each repetition runs every one of them once, and the order turns around at each repetition, so that none
 always runs on another's warm caches. A backend of fewer runs sits out repetitions, evenly over their time; one of a
-single run takes no turns and is open alone.
+single run takes no turns and is open alone. Where memory is too short for all of them, a backend with all its subjects
+follows the others, and only a backend that does not fit by itself is divided.
 
 Networks are visited one after the other, as every backend on every network at once takes more memory than most machines
 have; backends that are named for it are open on all networks together and take turns on them too.
@@ -17,12 +18,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from itertools import islice
+from itertools import groupby, islice
 
 import numpy as np
 
 from benchmarks.errors import MeasureError
 from benchmarks.reference import Images, Logits, accuracy
+from benchmarks.room import Room
 from benchmarks.schema import LOOPBACK, Schedule, SecureAccuracy
 from benchmarks.subjects import SubjectFile, Subjects, spread
 from pi_runtime.backend import Backend, RunCost
@@ -64,12 +66,14 @@ class Bay:
     """The backends that are open together at one station.
 
     opener: makes a berth's backend.
+    room: of the memory that they share.
     """
 
-    def __init__(self, opener: Callable[[Berth], Backend], progress: Progress, subjects: Subjects) -> None:
+    def __init__(self, opener: Callable[[Berth], Backend], progress: Progress, subjects: Subjects, room: Room) -> None:
         self._opener = opener
         self._progress = progress
         self._subjects = subjects
+        self._room = room
         self._stack = ExitStack()
         self._open: dict[Berth, Backend] = {}
 
@@ -80,16 +84,43 @@ class Bay:
         self._open.clear()
         self._stack.close()
 
-    def prepare(self, berths: Sequence[Berth]) -> None:
-        """Opens each berth's backend and loads its subject."""
-        for berth in berths:
-            what = "rehearsal" if berth.rehearsal else "set-up"
-            label = f"{berth.backend}: {what} ({berth.subject.name}){_where([berth])}"
-            self._progress(label, 0, 1)
-            backend = self._stack.enter_context(self._opener(berth))
-            backend.prepare(berth.subject.path)
-            self._open[berth] = backend
-            self._progress(label, 1, 1)
+    def prepare(self, berths: Sequence[Berth]) -> list[Berth]:
+        """Opens each berth's backend and loads its subject: of as many as memory is enough for, of one at least.
+
+        Returns: the berths that are open.
+        """
+        for (name, _), own in groupby(berths, key=lambda berth: (berth.backend, berth.rehearsal)):
+            self._prepare_backend(name, list(own))
+        return list(self._open)
+
+    def _prepare_backend(self, name: str, berths: Sequence[Berth]) -> None:
+        """Opens all berths of one backend or none; where nothing else is open, as many as fit."""
+        alone, opened = not self._open, dict[Berth, Backend]()
+        with ExitStack() as stack:
+            for berth in berths:
+                missing = len(berths) - len(opened)
+                if (self._open or opened) and not self._room.fits(name, 1 if alone else missing):
+                    if not alone:
+                        opened.clear()
+                    break
+                opened[berth] = self._prepare_one(berth, stack)
+                self._room.took(name)
+            if opened:
+                self._open |= opened
+                self._stack.push(stack.pop_all())
+        if len(opened) < len(berths):
+            self._room.gave_back()
+            left = len(berths) - len(opened)
+            self._progress(f"{name}: later, as memory is short", left, left)
+
+    def _prepare_one(self, berth: Berth, stack: ExitStack) -> Backend:
+        what = "rehearsal" if berth.rehearsal else "set-up"
+        label = f"{berth.backend}: {what} ({berth.subject.name}){_where([berth])}"
+        self._progress(label, 0, 1)
+        backend = stack.enter_context(self._opener(berth))
+        backend.prepare(berth.subject.path)
+        self._progress(label, 1, 1)
+        return backend
 
     def byte_source(self, berth: Berth) -> str:
         """Where the backend counts its bytes; empty where it does not say."""
@@ -106,7 +137,7 @@ class Bay:
         taking_part = {
             berth: {*range(warmup), *(warmup + turn for turn in spread(most, len(own)))} for berth, own in runs.items()
         }
-        names = ", ".join(file.name for file in station.subjects)
+        names = ", ".join(dict.fromkeys(berth.subject.name for berth in runs))
         label = f"{names}: timed runs, sweep {station.sweep + 1}{_where(runs)}"
         for step in range(steps):
             self._progress(label, step, steps)

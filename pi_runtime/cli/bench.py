@@ -108,7 +108,7 @@ def take_bench_options(options: dict[str, Any]) -> dict[str, Any]:
     help="a rehearsal of preset, as `estimate` has it, takes turns with it; the report shows how far off it is",
 )
 @click.option("--sweeps", default=2, show_default=True, type=_COUNT, help="passes over all budgets; runs are divided")
-@click.option("--at-once", default=1, show_default=True, type=_COUNT, help="budgets whose backends are open together")
+@click.option("--at-once", default=1, show_default=True, type=_COUNT, help="budgets open together, as memory lets")
 @click.option("--data", type=click.Path(path_type=Path), help="folder of images for ONNX files  [noise]")
 @click.option("--image-size", default=32, show_default=True, help="of a built-in network, pixels")
 @click.option("--classes", default=10, show_default=True, help="of a built-in network")

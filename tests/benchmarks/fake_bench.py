@@ -95,6 +95,7 @@ class Bench:
             "results_path": self.path,
             "settings": self.settings,
             "opener": self.open,
+            "memory": lambda: None,
         }
         return run_bench(**(arguments | changes))
 
