@@ -39,7 +39,7 @@ class BenchSettings:
     """How to measure.
 
     runs: timed inferences of one image for each subject and backend; runs_on: on the networks named in it instead;
-    runs_of: of the backends named in it instead. Where both are given, the fewer.
+    runs_of: of the backends named in it instead. Where both are given, the fewer, unless runs_of has BACKEND@NETWORK.
     across_networks: backends that are open on all networks together and take turns on them, run by run.
     rehearse: on loopback a rehearsal of `preset` takes turns with it, to compare what `estimate` predicts.
     warmup: inferences before them, in each sweep, that do not count.
@@ -249,9 +249,9 @@ class _Bench(Closing):
         networks = tuple(dict.fromkeys(berth.network for berth in group))
         for network in networks:
             self._keep(self.links.ready(network, self.results))
-        bay = Bay(self._opened, self.links.progress, self.subjects, Room(self.memory))
+        bay = Bay(self._opened, self.links.progress, self.subjects, Room(self.memory), self.results.schedule.warmup)
         with self.links.blaming(networks), bay:
-            together = bay.prepare(group)
+            together = bay.prepare(group, timed=untimed)
             runs = {berth: untimed[berth] for berth in together if berth in untimed}
             if runs:
                 self._time(bay, runs, station)
@@ -268,7 +268,7 @@ class _Bench(Closing):
 
     def _time(self, bay: Bay, runs: Mapping[Berth, range], station: Station) -> None:
         rows, layers, rehearsed = list(self.results.rows), list(self.results.layers), list(self.results.rehearsed)
-        for berth, costs in bay.time(runs, station, self.results.schedule.warmup).items():
+        for berth, costs in bay.time(runs, station).items():
             backend, subject, network, sweep = berth.backend, berth.subject.name, berth.network, station.sweep
             if berth.rehearsal:
                 seconds = {phase: [run.phases[phase].seconds for run in costs] for phase in PHASES}

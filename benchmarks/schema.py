@@ -219,8 +219,8 @@ class Schedule(_Part):
     """How the measurement went.
 
     runs: timed inferences of one image for each backend and subject; runs_on: the same on the networks named in it;
-    runs_of: the same of the backends named in it; where both are given, the fewer. warmup: those before them, in each
-    sweep.
+    runs_of: the same of the backends named in it; where both are given, the fewer, unless runs_of has BACKEND@NETWORK.
+    warmup: those before them, in each sweep.
     sweeps: passes over all subjects, every other one in reverse order; the runs are divided among them.
     subjects_at_once: how many subjects are open together. All their backends of several runs are, and take turns.
     across_networks: the backends that are open on all networks together, whatever their runs; the others are on one
@@ -241,6 +241,8 @@ class Schedule(_Part):
 
     def total(self, network: str, backend: str) -> int:
         """A backend's runs of a subject on a network, in all sweeps together."""
+        if (there := f"{backend}@{network}") in self.runs_of:
+            return self.runs_of[there]
         own = [runs[name] for runs, name in ((self.runs_on, network), (self.runs_of, backend)) if name in runs]
         return min(own, default=self.runs)
 

@@ -4,7 +4,10 @@ A machine drifts. Two figures can be compared when they were taken in the same s
 open together, each repetition runs every one of them once, and the order turns around at each repetition, so that none
 always runs on another's warm caches. A backend of fewer runs sits out repetitions, evenly over their time; one of a
 single run takes no turns and is open alone. Where memory is too short for all of them, a backend with all its subjects
-follows the others, and only a backend that does not fit by itself is divided.
+follows the others, and only a backend that does not fit by itself is divided. What one takes is seen when it has run
+once, so the first warm-up of each follows its set-up.
+
+The logits of the timed runs are those that are compared with plaintext's; only images that none of them had run again.
 
 Networks are visited one after the other, as every backend on every network at once takes more memory than most machines
 have; backends that are named for it are open on all networks together and take turns on them too.
@@ -15,7 +18,7 @@ sweeps, every other one in reverse order, and the runs are divided among the swe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import groupby, islice
@@ -66,16 +69,25 @@ class Bay:
     """The backends that are open together at one station.
 
     opener: makes a berth's backend.
-    room: of the memory that they share.
+    room: of the memory that they share. warmup: runs of each before the timed ones.
     """
 
-    def __init__(self, opener: Callable[[Berth], Backend], progress: Progress, subjects: Subjects, room: Room) -> None:
+    def __init__(
+        self,
+        opener: Callable[[Berth], Backend],
+        progress: Progress,
+        subjects: Subjects,
+        room: Room,
+        warmup: int,
+    ) -> None:
         self._opener = opener
         self._progress = progress
         self._subjects = subjects
         self._room = room
+        self._warmup = warmup
         self._stack = ExitStack()
         self._open: dict[Berth, Backend] = {}
+        self._logits: dict[tuple[Berth, int], Logits] = {}
 
     def __enter__(self) -> Bay:
         return self
@@ -84,16 +96,18 @@ class Bay:
         self._open.clear()
         self._stack.close()
 
-    def prepare(self, berths: Sequence[Berth]) -> list[Berth]:
+    def prepare(self, berths: Sequence[Berth], timed: Container[Berth]) -> list[Berth]:
         """Opens each berth's backend and loads its subject: of as many as memory is enough for, of one at least.
+
+        timed: which are to be timed, and get their first warm-up here.
 
         Returns: the berths that are open.
         """
         for (name, _), own in groupby(berths, key=lambda berth: (berth.backend, berth.rehearsal)):
-            self._prepare_backend(name, list(own))
+            self._prepare_backend(name, list(own), timed)
         return list(self._open)
 
-    def _prepare_backend(self, name: str, berths: Sequence[Berth]) -> None:
+    def _prepare_backend(self, name: str, berths: Sequence[Berth], timed: Container[Berth]) -> None:
         """Opens all berths of one backend or none; where nothing else is open, as many as fit."""
         alone, opened = not self._open, dict[Berth, Backend]()
         with ExitStack() as stack:
@@ -103,7 +117,7 @@ class Bay:
                     if not alone:
                         opened.clear()
                     break
-                opened[berth] = self._prepare_one(berth, stack)
+                opened[berth] = self._prepare_one(berth, stack, warm_up=self._warmup > 0 and berth in timed)
                 self._room.took(name)
             if opened:
                 self._open |= opened
@@ -113,56 +127,63 @@ class Bay:
             left = len(berths) - len(opened)
             self._progress(f"{name}: later, as memory is short", left, left)
 
-    def _prepare_one(self, berth: Berth, stack: ExitStack) -> Backend:
+    def _prepare_one(self, berth: Berth, stack: ExitStack, *, warm_up: bool) -> Backend:
         what = "rehearsal" if berth.rehearsal else "set-up"
         label = f"{berth.backend}: {what} ({berth.subject.name}){_where([berth])}"
-        self._progress(label, 0, 1)
+        steps = 1 + warm_up
+        self._progress(label, 0, steps)
         backend = stack.enter_context(self._opener(berth))
         backend.prepare(berth.subject.path)
-        self._progress(label, 1, 1)
+        self._progress(label, 1, steps)
+        if warm_up:
+            self._infer(backend, berth, berth.subject.images[:1])
+            self._progress(label, 2, steps)
         return backend
 
     def byte_source(self, berth: Berth) -> str:
         """Where the backend counts its bytes; empty where it does not say."""
         return str(getattr(self._open[berth], "byte_source", None) or "")
 
-    def time(self, runs: Mapping[Berth, range], station: Station, warmup: int) -> dict[Berth, list[RunCost]]:
+    def time(self, runs: Mapping[Berth, range], station: Station) -> dict[Berth, list[RunCost]]:
         """The cost of every timed run of one image, by berth; the berths take turns, in alternating order.
 
         runs: their numbers among all of a berth's, which choose the images; at least one.
         """
         costs: dict[Berth, list[RunCost]] = {berth: [] for berth in runs}
         most = max(len(own) for own in runs.values())
-        steps = warmup + most
-        taking_part = {
-            berth: {*range(warmup), *(warmup + turn for turn in spread(most, len(own)))} for berth, own in runs.items()
-        }
+        steps = self._warmup + most
+        turns = {berth: {self._warmup + turn for turn in spread(most, len(own))} for berth, own in runs.items()}
         names = ", ".join(dict.fromkeys(berth.subject.name for berth in runs))
         label = f"{names}: timed runs, sweep {station.sweep + 1}{_where(runs)}"
-        for step in range(steps):
+        for step in range(min(1, self._warmup), steps):
             self._progress(label, step, steps)
-            order = [berth for berth in runs if step in taking_part[berth]]
+            order = [berth for berth in runs if step < self._warmup or step in turns[berth]]
             for berth in order if step % 2 == 0 else reversed(order):
-                images = berth.subject.images
-                done = step if step < warmup else warmup + len(costs[berth])
-                picture = (runs[berth].start + done) % len(images)
-                cost = self._infer(berth, images[picture : picture + 1])[1]
-                if step >= warmup:
+                picture = picture_of_run(berth.subject, runs[berth].start + len(costs[berth]))
+                logits, cost = self._infer(self._open[berth], berth, berth.subject.images[picture : picture + 1])
+                if step >= self._warmup:
                     costs[berth].append(cost)
+                    self._logits[berth, picture] = logits
         self._progress(label, steps, steps)
         return costs
 
     def compare(self, berth: Berth, plain: Logits, batch: int) -> SecureAccuracy:
-        """Runs the berth over its subject's chosen images, ``batch`` at a time, beside their plaintext logits."""
+        """The berth's logits of its subject's chosen images beside their plaintext logits, ``plain``.
+
+        Images that no timed run had go through it here, ``batch`` at a time.
+        """
         file = berth.subject
         chosen = file.chosen
+        missing = [picture for picture in chosen if (berth, picture) not in self._logits]
         label = f"{berth.backend}: test images ({file.name})"
-        parts: list[Logits] = []
-        for start in range(0, len(chosen), batch):
-            self._progress(label, start, len(chosen))
-            parts.append(self._infer(berth, file.images[chosen[start : start + batch]])[0])
-        self._progress(label, len(chosen), len(chosen))
-        logits = np.concatenate(parts)
+        for start in range(0, len(missing), batch):
+            self._progress(label, start, len(missing))
+            pictures = missing[start : start + batch]
+            logits = self._infer(self._open[berth], berth, file.images[pictures])[0]
+            self._logits |= {(berth, picture): logits[i : i + 1] for i, picture in enumerate(pictures)}
+        if missing:
+            self._progress(label, len(missing), len(missing))
+        logits = np.concatenate([self._logits[berth, picture] for picture in chosen])
         return SecureAccuracy(
             backend=berth.backend,
             subject=file.name,
@@ -172,9 +193,9 @@ class Bay:
             accuracy=None if file.labels is None else accuracy(logits, file.labels[chosen]),
         )
 
-    def _infer(self, berth: Berth, images: Images) -> tuple[Logits, RunCost]:
+    def _infer(self, backend: Backend, berth: Berth, images: Images) -> tuple[Logits, RunCost]:
         name, file = berth.backend, berth.subject
-        logits, cost = self._open[berth].infer(images)
+        logits, cost = backend.infer(images)
         expected = (len(images), *self._subjects.graphs[file.name].output_shape)
         if logits.shape != expected:
             raise MeasureError(
@@ -185,6 +206,15 @@ class Bay:
                 f"backend {name!r} gave logits that are not finite for {file.name}; nothing was recorded"
             )
         return logits, cost
+
+
+def picture_of_run(file: SubjectFile, run: int) -> int:
+    """Which image a run takes: those that logits are compared on first, then the others, then all again."""
+    chosen = file.chosen
+    run %= len(file.images)
+    if run < len(chosen):
+        return chosen[run]
+    return sorted(set(range(len(file.images))) - set(chosen))[run - len(chosen)]
 
 
 def _where(berths: Iterable[Berth]) -> str:

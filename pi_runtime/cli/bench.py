@@ -85,9 +85,9 @@ def take_bench_options(options: dict[str, Any]) -> dict[str, Any]:
 )
 @click.option(
     "--runs-of",
-    metavar="BACKEND=COUNT",
+    metavar="BACKEND[@NETWORK]=COUNT",
     multiple=True,
-    help="runs of a backend, in place of --runs; with --runs-on the fewer; repeatable",
+    help="runs of a backend, in place of --runs; with --runs-on the fewer, unless it names the network; repeatable",
 )
 @click.option(
     "--budgets-of",
@@ -149,7 +149,7 @@ def bench(
     if models and run_dir is not None:
         raise click.UsageError("give either a MODEL or --run-dir; the directory of a run is a MODEL as well")
     runs_by_network = parse_counts("--runs-on", "NETWORK", runs_on, measured["networks"])
-    runs_by_backend = parse_counts("--runs-of", "BACKEND", runs_of, measured["backends"])
+    runs_by_backend = parse_counts("--runs-of", "BACKEND", runs_of, measured["backends"], networks=measured["networks"])
     across = parse_names("--across-networks", across_networks, measured["backends"])
     from pi_runtime import pipeline
 
@@ -213,17 +213,24 @@ def parse_names(option: str, text: str, names: Sequence[str]) -> tuple[str, ...]
     return found
 
 
-def parse_counts(option: str, kind: str, parts: Sequence[str], names: Sequence[str]) -> dict[str, int]:
+def parse_counts(
+    option: str, kind: str, parts: Sequence[str], names: Sequence[str], networks: Sequence[str] = ()
+) -> dict[str, int]:
     """Each ``NAME=COUNT`` as a count by name. kind: what the names are, for the message.
+
+    networks: a name may have one of these behind it, as in ``preset@wan=8``.
 
     Raises:
         click.UsageError: a part is not that, or its name is none of ``names``, which are measured.
     """
+    known = {*names, *(f"{name}@{network}" for name in names for network in networks)}
+    wanted = f"{kind}[@NETWORK]" if networks else kind
     found: dict[str, int] = {}
     for part in parts:
         name, _, count = part.rpartition("=")
-        if name not in names or not (count.isascii() and count.isdigit() and int(count) > 0):
-            raise click.UsageError(f"{option} must be {kind}=COUNT of {', '.join(names)}, got {part!r}")
+        if name not in known or not (count.isascii() and count.isdigit() and int(count) > 0):
+            also = f" and {', '.join(networks)}" if networks else ""
+            raise click.UsageError(f"{option} must be {wanted}=COUNT of {', '.join(names)}{also}, got {part!r}")
         found[name] = int(count)
     return found
 

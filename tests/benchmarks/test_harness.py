@@ -21,7 +21,7 @@ from benchmarks.report import write_report
 from benchmarks.schema import PHASES
 from benchmarks.subjects import SubjectFile, load_subjects
 from benchmarks.summary import layer_costs, phase_cost
-from benchmarks.sweep import stations
+from benchmarks.sweep import picture_of_run, stations
 
 
 @pytest.mark.parametrize(("subject", "relus"), [("full", 4), ("linearized", 2)])
@@ -101,7 +101,9 @@ def test_there_are_never_more_sweeps_than_runs(bench: Bench) -> None:
 
 @pytest.mark.parametrize(("runs", "sweeps"), [(1, 1), (5, 2), (7, 3), (4, 4)])
 def test_the_runs_of_all_sweeps_add_up(bench: Bench, runs: int, sweeps: int) -> None:
-    schedule = BenchSettings(runs=runs, sweeps=sweeps, runs_on={"wan": 2}, runs_of={"slow": 1}).schedule(2)
+    schedule = BenchSettings(
+        runs=runs, sweeps=sweeps, runs_on={"wan": 2}, runs_of={"slow": 1, "often@wan": 9}
+    ).schedule(2)
     stops = list(stations(bench.subjects, schedule))
     for name in ("full", "linearized"):
         visits = [stop.sweep for stop in stops if name in {file.name for file in stop.subjects}]
@@ -110,6 +112,8 @@ def test_the_runs_of_all_sweeps_add_up(bench: Bench, runs: int, sweeps: int) -> 
             ("wan", "a", 2),
             ("loopback", "slow", 1),
             ("wan", "slow", 1),
+            ("wan", "often", 9),
+            ("loopback", "often", runs),
         ):
             assert [run for sweep in visits for run in schedule.share(sweep, network, backend)] == list(range(total))
 
@@ -127,9 +131,17 @@ def test_a_backend_of_fewer_runs_sits_out_evenly_and_has_its_own_images(bench: B
     assert results.schedule.runs_of == {"slow": 2}
 
 
+def test_timed_runs_take_the_compared_images_first_and_then_every_other_one(bench: Bench) -> None:
+    file = replace(bench.subjects[0], accuracy_images=3)
+    taken = [picture_of_run(file, run) for run in range(13 + 4)]
+    assert taken[:3] == file.chosen == [0, 4, 8]
+    assert sorted(taken[:13]) == list(range(13))
+    assert taken[13:] == taken[:4]
+
+
 def test_a_backend_of_a_single_run_is_open_alone(bench: Bench) -> None:
     """The others are open together, also in the second sweep, which has the last of their three runs."""
-    bench.settings = BenchSettings(runs=3, warmup=1, sweeps=2, subjects_at_once=2, runs_of={"large": 1})
+    bench.settings = BenchSettings(runs=3, warmup=0, sweeps=2, subjects_at_once=2, runs_of={"large": 1})
     bench.run("fast", "large", "small")
     are_open = itertools.accumulate(map(open_after, bench.journal))
     seen = {(entry.split()[1], count) for entry, count in zip(bench.journal, are_open, strict=True) if " 1" in entry}
@@ -195,15 +207,25 @@ def test_accuracies_equal_those_of_onnxruntime_alone(bench: Bench) -> None:
         assert found == np.mean(bench.plaintext(file).argmax(1) == bench.labels)
     entry = results.accuracy_of("fake", "linearized")
     assert entry is not None
-    assert (entry.images, entry.agreement_with_plaintext, entry.max_abs_logit_error) == (10, 1.0, 0.0)
+    assert (entry.images, entry.agreement_with_plaintext, entry.max_abs_logit_error) == (11, 1.0, 0.0)
     batches = [int(e.split()[3]) for e in bench.journal if e.startswith("infer fake model") and not e.endswith(" 1")]
-    assert batches == [4, 4, 2]
+    assert batches == [4, 2], "five of the eleven are of timed runs"
+
+
+@pytest.mark.parametrize(("off", "error"), [("timed", 0.125), ("warm-up", 0.0)])
+def test_logits_of_the_timed_runs_are_compared(bench: Bench, off: str, error: float) -> None:
+    calls = itertools.count()
+    # Warm-ups of both, then turns: the first timed run of the second network is the third call.
+    bench.distort["fake"] = lambda logits: logits + (0.125 if next(calls) == {"timed": 2, "warm-up": 1}[off] else 0.0)
+    entry = bench.run().accuracy_of("fake", "linearized")
+    assert entry is not None
+    assert entry.max_abs_logit_error == pytest.approx(error, abs=1e-6)
 
 
 def test_logit_error_is_the_largest_of_all_batches(bench: Bench) -> None:
     calls = itertools.count()
     # The two networks' warm-up and timed runs share the counter; only the last batch of the last network is off.
-    bench.distort["fake"] = lambda logits: logits + (0.125 if next(calls) == 15 else 0.0)
+    bench.distort["fake"] = lambda logits: logits + (0.125 if next(calls) == 13 else 0.0)
     results = bench.run()
     entry = results.accuracy_of("fake", "linearized")
     assert entry is not None
@@ -237,7 +259,7 @@ def test_what_is_no_logits_ends_the_run_and_names_the_backend(
     with pytest.raises(MeasureError, match=message):
         bench.run()
     assert not bench.path.exists()
-    assert len([entry for entry in bench.journal if entry.startswith("close")]) == 2
+    assert [entry.split()[0] for entry in bench.journal] == ["prepare", "infer", "close"]
 
 
 def test_a_network_alone_without_labels_is_measured(bench: Bench) -> None:
@@ -252,5 +274,6 @@ def test_progress_ends_complete(bench: Bench) -> None:
     told: dict[str, tuple[int, int]] = {}
     bench.run(progress=lambda what, done, total: told.update({what: (done, total)}))
     assert told["full, linearized: timed runs, sweep 1"] == (6, 6)
-    assert told["fake: test images (full)"] == (2, 2)
+    assert told["fake: test images (linearized)"] == (6, 6)
+    assert "fake: test images (full)" not in told, "both are of timed runs"
     assert all(done == total for done, total in told.values())

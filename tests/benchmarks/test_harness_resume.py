@@ -22,7 +22,7 @@ def test_a_run_that_failed_goes_on_from_the_last_finished_unit(bench: Bench) -> 
     calls = itertools.count()
 
     def die_in_second_check(logits: Any) -> Any:
-        if next(calls) == 12 + 1 + 1:  # timed runs of both networks, the one batch of the first, one of the second
+        if next(calls) == 12 + 1:  # runs of both networks, none for the first's images, one batch of the second's
             raise BackendError("the process died")
         return logits
 
@@ -44,7 +44,7 @@ def test_a_run_that_failed_goes_on_from_the_last_finished_unit(bench: Bench) -> 
         "prepare second model",
         "infer second model 4",
         "infer second model 4",
-        "infer second model 2",
+        "infer second model 3",
         "close second model",
     ]
     assert results.rows == partial.rows
@@ -78,7 +78,7 @@ def test_a_sweep_that_dies_in_the_middle_goes_on_with_what_is_missing(bench: Ben
     calls = itertools.count()
 
     def die_on_the_way_back(logits: Any) -> Any:
-        if next(calls) == 2 * 2 + 2 + 3:  # both subjects' first runs and comparisons, three of the second sweep's
+        if next(calls) == 2 * 2 + 1 + 3:  # both subjects' first runs, one comparison, three of the second sweep's
             raise BackendError("the process died")
         return logits
 

@@ -113,3 +113,12 @@ def test_runs_on_a_network_are_counts_of_networks_that_are_measured():
     for part in ("wan=2", "lan", "lan=0", "lan=-1", "lan=x", "=3", "2"):
         with pytest.raises(click.UsageError, match="--runs-on must be NETWORK=COUNT of loopback, lan, got"):
             parse_counts("--runs-on", "NETWORK", (part,), ("loopback", "lan"))
+
+
+def test_runs_of_a_backend_may_be_on_one_network() -> None:
+    names, networks = ("preset", "crypten"), ("loopback", "wan")
+    found = parse_counts("--runs-of", "BACKEND", ("preset@wan=8", "crypten=2"), names, networks)
+    assert found == {"preset@wan": 8, "crypten": 2}
+    message = r"--runs-of must be BACKEND\[@NETWORK\]=COUNT of preset, crypten and loopback, wan, got 'preset@lan=8'"
+    with pytest.raises(click.UsageError, match=message):
+        parse_counts("--runs-of", "BACKEND", ("preset@lan=8",), names, networks)
