@@ -56,10 +56,10 @@ def test_each_subject_is_simulated_where_preset_takes_part_and_stays_apart_from_
     shown = [(entry.backend, entry.subject.name, entry.through, entry.images) for entry in answers(results)]
     assert shown == [
         ("plaintext", "full", "processes", 2),
-        ("plaintext", "linearized", "processes", 10),
+        ("plaintext", "linearized", "processes", 11),
         ("preset", "full", "processes", 2),
         ("preset", "full", "simulator", 6),
-        ("preset", "linearized", "processes", 10),
+        ("preset", "linearized", "processes", 11),
         ("preset", "linearized", "simulator", 6),
     ]
     assert all(entry.online_s is not None for entry in answers(results))
