@@ -84,7 +84,7 @@ results-trained: results-methods
 	cp runs/trained/report.html $(RESULTS)/cifar10-width16-trained.html
 
 # For `estimate`: networks of other widths and image sizes; its constants were chosen before the last four were measured.
-# Seven networks of the last, each with a rehearsal, want 22 GiB of memory.
+# Seven networks of the last, each with a rehearsal, want 22 GiB of memory; with less, some follow the others.
 define rehearsed
 	$(BIN)/pi-pipeline bench resnet18 $(3) --backends preset --networks loopback,lan,wan --images 2 --runs $(2) \
 		--runs-on wan=6 --across-networks preset --rehearse --sweeps 1 --output runs/rehearsed-$(1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-SPARE = 1 / 8
+SPARE = 1 / 16
 """Of the memory that is available before anything is open: what stays free, as inferences take more with time.
 
 Eight networks of CrypTen, SPU and plaintext together were seen to grow from 22.9 to 23.8 GB in eleven runs.

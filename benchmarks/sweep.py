@@ -4,8 +4,8 @@ A machine drifts. Two figures can be compared when they were taken in the same s
 open together, each repetition runs every one of them once, and the order turns around at each repetition, so that none
 always runs on another's warm caches. A backend of fewer runs sits out repetitions, evenly over their time; one of a
 single run takes no turns and is open alone. Where memory is too short for all of them, a backend with all its subjects
-follows the others, and only a backend that does not fit by itself is divided. What one takes is seen when it has run
-once, so the first warm-up of each follows its set-up.
+follows the others, and only one that does not fit by itself is divided, between subjects. What it takes is seen when it
+has run once, so the first warm-up of each follows its set-up.
 
 The logits of the timed runs are those that are compared with plaintext's; only images that none of them had run again.
 
@@ -21,7 +21,7 @@ from __future__ import annotations
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from itertools import groupby, islice
+from itertools import islice
 
 import numpy as np
 
@@ -101,31 +101,39 @@ class Bay:
 
         timed: which are to be timed, and get their first warm-up here.
 
-        Returns: the berths that are open.
+        Returns: the berths that are open, in the order given.
         """
-        for (name, _), own in groupby(berths, key=lambda berth: (berth.backend, berth.rehearsal)):
-            self._prepare_backend(name, list(own), timed)
-        return list(self._open)
+        for name in dict.fromkeys(berth.backend for berth in berths):
+            own = [berth for berth in berths if berth.backend == name]
+            opened = self._prepare_backend(name, own, timed)
+            if left := len(own) - opened:
+                self._progress(f"{name}: later, as memory is short", left, left)
+        return [berth for berth in berths if berth in self._open]
 
-    def _prepare_backend(self, name: str, berths: Sequence[Berth], timed: Container[Berth]) -> None:
-        """Opens all berths of one backend or none; where nothing else is open, as many as fit."""
+    def _prepare_backend(self, name: str, berths: Sequence[Berth], timed: Container[Berth]) -> int:
+        """Opens all berths of one backend or none; where nothing else is open, those of as many subjects as fit.
+
+        A subject is never divided: its networks and its rehearsal are there to take turns.
+
+        Returns: how many are open.
+        """
         alone, opened = not self._open, dict[Berth, Backend]()
         with ExitStack() as stack:
-            for berth in berths:
-                missing = len(berths) - len(opened)
-                if (self._open or opened) and not self._room.fits(name, 1 if alone else missing):
+            for subject in dict.fromkeys(berth.subject for berth in berths):
+                own = [berth for berth in berths if berth.subject is subject]
+                wanted = len(own) if alone else len(berths) - len(opened)
+                if (self._open or opened) and not self._room.fits(name, wanted):
                     if not alone:
                         opened.clear()
                     break
-                opened[berth] = self._prepare_one(berth, stack, warm_up=self._warmup > 0 and berth in timed)
-                self._room.took(name)
+                for berth in own:
+                    opened[berth] = self._prepare_one(berth, stack, warm_up=self._warmup > 0 and berth in timed)
+                    self._room.took(name)
             if opened:
                 self._open |= opened
                 self._stack.push(stack.pop_all())
-        if len(opened) < len(berths):
-            self._room.gave_back()
-            left = len(berths) - len(opened)
-            self._progress(f"{name}: later, as memory is short", left, left)
+        self._room.gave_back()
+        return len(opened)
 
     def _prepare_one(self, berth: Berth, stack: ExitStack, *, warm_up: bool) -> Backend:
         what = "rehearsal" if berth.rehearsal else "set-up"

@@ -5,10 +5,11 @@ Oracles: the journal of the fake backends and their seconds, bytes and rounds of
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import pytest
-from fake_bench import ONLINE_S
+from fake_bench import ONLINE_S, open_after
 from fake_links import NetBench
 
 from benchmarks.errors import MeasureError
@@ -39,7 +40,17 @@ def turns(bench: NetBench) -> list[str]:
 def test_a_rehearsal_takes_its_turns_at_the_other_end(bench: NetBench) -> None:
     bench.run("preset", "other", subjects=bench.subjects[:1])
     there = ["preset", "other", "rehearsal"]
-    assert turns(bench) == [*there, *reversed(there), *there]
+    assert turns(bench)[:3] == ["preset", "rehearsal", "other"], "warm-ups, a backend after the other"
+    assert turns(bench)[3:] == [*reversed(there), *there]
+
+
+def test_short_memory_parts_no_rehearsal_from_what_it_takes_turns_with(bench: NetBench) -> None:
+    """Three of the four fit; a subject's two are together all the same."""
+    bench.run("preset", memory=lambda: 100 * (4 - sum(map(open_after, bench.journal))))
+    opened = [entry.split()[1:] for entry in bench.journal if entry.startswith("prepare")]
+    both = ["preset@loopback", "rehearsal@loopback"]
+    assert opened == [[name, subject] for subject in ("full", "model") for name in both]
+    assert max(itertools.accumulate(map(open_after, bench.journal))) == 2
 
 
 def test_what_is_kept_of_a_rehearsal_are_its_seconds_and_what_the_public_graph_declares(bench: NetBench) -> None:

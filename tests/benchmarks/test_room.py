@@ -85,12 +85,12 @@ def test_where_the_system_does_not_say_everything_fits() -> None:
     assert room.fits("b", 1)
 
 
-def test_an_eighth_stays_free() -> None:
+def test_a_sixteenth_stays_free() -> None:
     left = iter([1600, *[1300] * 4])
     room = Room(lambda: next(left))
     room.took("a")
-    assert room.fits("a", 3), "1300 less 3 times 300 is more than the eighth of 1600, and with 4 times it is less"
-    assert not room.fits("a", 4)
+    assert room.fits("a", 4), "1300 less 4 times 300 is the sixteenth of 1600"
+    assert not room.fits("a", 5)
     assert room.fits("b", 9), "of one that was not seen yet one is opened, to see what it takes"
 
 
