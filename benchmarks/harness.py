@@ -42,7 +42,7 @@ class BenchSettings:
     runs_of: of the backends named in it instead. Where both are given, the fewer, unless runs_of has BACKEND@NETWORK.
     across_networks: backends that are open on all networks together and take turns on them, run by run.
     rehearse: on loopback a rehearsal of `preset` takes turns with it, to compare what `estimate` predicts.
-    warmup: inferences before them, in each sweep, that do not count.
+    warmup: inferences before them, in each sweep, that do not count; no_warmup: backends that have none.
     sweeps: passes over the subjects among which the runs are divided; never more than runs.
     subjects_at_once: subjects that are open together, with all their backends.
     accuracy_batch: images in one inference of the comparison with plaintext.
@@ -59,10 +59,11 @@ class BenchSettings:
     runs_of: Mapping[str, int] = field(default_factory=dict)
     across_networks: Sequence[str] = ()
     rehearse: bool = False
+    no_warmup: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         counts = asdict(self)
-        del counts["across_networks"], counts["rehearse"]
+        del counts["across_networks"], counts["rehearse"], counts["no_warmup"]
         for table in ("runs_on", "runs_of"):
             counts |= {f"{table} {name}": runs for name, runs in counts.pop(table).items()}
         for name, value in counts.items():
@@ -82,6 +83,7 @@ class BenchSettings:
             runs_of=dict(self.runs_of),
             across_networks=tuple(self.across_networks),
             rehearse=self.rehearse,
+            no_warmup=tuple(self.no_warmup),
         )
 
 
@@ -249,7 +251,7 @@ class _Bench(Closing):
         networks = tuple(dict.fromkeys(berth.network for berth in group))
         for network in networks:
             self._keep(self.links.ready(network, self.results))
-        bay = Bay(self._opened, self.links.progress, self.subjects, Room(self.memory), self.results.schedule.warmup)
+        bay = Bay(self._opened, self.links.progress, self.subjects, Room(self.memory), self.results.schedule)
         with self.links.blaming(networks), bay:
             together = bay.prepare(group, timed=untimed)
             runs = {berth: untimed[berth] for berth in together if berth in untimed}

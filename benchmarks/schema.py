@@ -220,7 +220,7 @@ class Schedule(_Part):
 
     runs: timed inferences of one image for each backend and subject; runs_on: the same on the networks named in it;
     runs_of: the same of the backends named in it; where both are given, the fewer, unless runs_of has BACKEND@NETWORK.
-    warmup: those before them, in each sweep.
+    warmup: those before them, in each sweep; of the backends in no_warmup none.
     sweeps: passes over all subjects, every other one in reverse order; the runs are divided among them.
     subjects_at_once: how many subjects are open together. All their backends of several runs are, and take turns.
     across_networks: the backends that are open on all networks together, whatever their runs; the others are on one
@@ -238,6 +238,11 @@ class Schedule(_Part):
     runs_of: dict[str, Positive] = {}
     across_networks: tuple[str, ...] = ()
     rehearse: bool = False
+    no_warmup: tuple[str, ...] = ()
+
+    def warmups(self, backend: str) -> int:
+        """A backend's inferences of a subject before the timed ones, in each sweep and on each network."""
+        return 0 if backend in self.no_warmup else self.warmup
 
     def total(self, network: str, backend: str) -> int:
         """A backend's runs of a subject on a network, in all sweeps together."""

@@ -69,7 +69,7 @@ class Bay:
     """The backends that are open together at one station.
 
     opener: makes a berth's backend.
-    room: of the memory that they share. warmup: runs of each before the timed ones.
+    room: of the memory that they share. schedule: which of them have a warm-up.
     """
 
     def __init__(
@@ -78,13 +78,13 @@ class Bay:
         progress: Progress,
         subjects: Subjects,
         room: Room,
-        warmup: int,
+        schedule: Schedule,
     ) -> None:
         self._opener = opener
         self._progress = progress
         self._subjects = subjects
         self._room = room
-        self._warmup = warmup
+        self._schedule = schedule
         self._stack = ExitStack()
         self._open: dict[Berth, Backend] = {}
         self._logits: dict[tuple[Berth, int], Logits] = {}
@@ -118,6 +118,7 @@ class Bay:
         Returns: how many are open.
         """
         alone, opened = not self._open, dict[Berth, Backend]()
+        warmed = self._schedule.warmups(name) > 0
         with ExitStack() as stack:
             for subject in dict.fromkeys(berth.subject for berth in berths):
                 own = [berth for berth in berths if berth.subject is subject]
@@ -127,7 +128,7 @@ class Bay:
                         opened.clear()
                     break
                 for berth in own:
-                    opened[berth] = self._prepare_one(berth, stack, warm_up=self._warmup > 0 and berth in timed)
+                    opened[berth] = self._prepare_one(berth, stack, warm_up=warmed and berth in timed)
                     self._room.took(name)
             if opened:
                 self._open |= opened
@@ -159,17 +160,18 @@ class Bay:
         """
         costs: dict[Berth, list[RunCost]] = {berth: [] for berth in runs}
         most = max(len(own) for own in runs.values())
-        steps = self._warmup + most
-        turns = {berth: {self._warmup + turn for turn in spread(most, len(own))} for berth, own in runs.items()}
+        warmup = max(self._schedule.warmups(berth.backend) for berth in runs)
+        steps = warmup + most
+        turns = {berth: {warmup + turn for turn in spread(most, len(own))} for berth, own in runs.items()}
         names = ", ".join(dict.fromkeys(berth.subject.name for berth in runs))
         label = f"{names}: timed runs, sweep {station.sweep + 1}{_where(runs)}"
-        for step in range(min(1, self._warmup), steps):
+        for step in range(min(1, warmup), steps):
             self._progress(label, step, steps)
-            order = [berth for berth in runs if step < self._warmup or step in turns[berth]]
+            order = [berth for berth in runs if step in turns[berth] or step < self._schedule.warmups(berth.backend)]
             for berth in order if step % 2 == 0 else reversed(order):
                 picture = picture_of_run(berth.subject, runs[berth].start + len(costs[berth]))
                 logits, cost = self._infer(self._open[berth], berth, berth.subject.images[picture : picture + 1])
-                if step >= self._warmup:
+                if step >= warmup:
                     costs[berth].append(cost)
                     self._logits[berth, picture] = logits
         self._progress(label, steps, steps)

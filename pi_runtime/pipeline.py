@@ -235,6 +235,7 @@ def measure(
     runs_of: Mapping[str, int] | None = None,
     across_networks: Sequence[str] = (),
     rehearse: bool = False,
+    no_warmup: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Measures ``subjects`` on each backend and network, prints the tables and returns the headline figures.
 
@@ -264,6 +265,7 @@ def measure(
                 runs_of=runs_of or {},
                 across_networks=across_networks,
                 rehearse=rehearse,
+                no_warmup=no_warmup,
             ),
             networks=networks,
             opener=opener,

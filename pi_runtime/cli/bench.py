@@ -103,6 +103,12 @@ def take_bench_options(options: dict[str, Any]) -> dict[str, Any]:
     "  [none: one network after the other]",
 )
 @click.option(
+    "--no-warmup",
+    metavar="BACKENDS",
+    default="",
+    help="those whose first inference is timed as well, where one takes minutes  [none: one inference before them]",
+)
+@click.option(
     "--rehearse",
     is_flag=True,
     help="a rehearsal of preset, as `estimate` has it, takes turns with it; the report shows how far off it is",
@@ -123,6 +129,7 @@ def bench(
     runs_of: tuple[str, ...],
     budgets_of: tuple[str, ...],
     across_networks: str,
+    no_warmup: str,
     rehearse: bool,
     sweeps: int,
     at_once: int,
@@ -151,6 +158,7 @@ def bench(
     runs_by_network = parse_counts("--runs-on", "NETWORK", runs_on, measured["networks"])
     runs_by_backend = parse_counts("--runs-of", "BACKEND", runs_of, measured["backends"], networks=measured["networks"])
     across = parse_names("--across-networks", across_networks, measured["backends"])
+    unwarmed = parse_names("--no-warmup", no_warmup, measured["backends"])
     from pi_runtime import pipeline
 
     if run_dir is not None and budgets is None:
@@ -161,6 +169,7 @@ def bench(
             ("--runs-of", runs_of),
             ("--budgets-of", budgets_of),
             ("--across-networks", across),
+            ("--no-warmup", unwarmed),
             ("--rehearse", rehearse),
         ):
             if given:
@@ -195,6 +204,7 @@ def bench(
             runs_of=runs_by_backend,
             across_networks=across,
             rehearse=rehearse,
+            no_warmup=unwarmed,
             **measured,
         )
     click.echo(json.dumps(document))

@@ -131,6 +131,16 @@ def test_a_backend_of_fewer_runs_sits_out_evenly_and_has_its_own_images(bench: B
     assert results.schedule.runs_of == {"slow": 2}
 
 
+def test_a_backend_may_go_without_a_warm_up(bench: Bench) -> None:
+    bench.settings = BenchSettings(runs=2, warmup=2, sweeps=1, no_warmup=("slow",))
+    results = bench.run("fast", "slow")
+    lengths = {(row.backend, len(row.seconds)) for row in results.rows if row.phase == "online"}
+    assert lengths == {("fast", 2), ("slow", 2)}
+    order = [backend for backend, subject in map(str.split, timed(bench.journal)) if subject == "full"]
+    assert order == ["fast", "fast", "fast", "slow", "slow", "fast"]
+    assert "no inference before the timed ones of slow" in write_report(bench.path).read_text()
+
+
 def test_timed_runs_take_the_compared_images_first_and_then_every_other_one(bench: Bench) -> None:
     file = replace(bench.subjects[0], accuracy_images=3)
     taken = [picture_of_run(file, run) for run in range(13 + 4)]
