@@ -107,7 +107,7 @@ results-rehearsed: $(VENV)/installed
 	cp runs/rehearsed-w64-32x32/results.json $(RESULTS)/rehearsed-resnet18-w64-32x32.json
 	cp runs/rehearsed-w64-32x32/report.html $(RESULTS)/rehearsed-resnet18-w64-32x32.html
 
-# In the run with all peers crypten-unmasked had too few runs on loopback to be predicted.
+# On a machine without AVX-512, like *-budgets-zen3 and *-spu: with these three each backend has a run there.
 results-unmasked: $(VENV)/installed
 	$(BIN)/pi-pipeline bench resnet18 --budgets 6000,15000,30000,50000,100000,full --backends crypten-unmasked \
 		--networks loopback,lan,wan --images 2 --runs 8 --sweeps 1 --at-once 6 --output runs/unmasked
@@ -115,7 +115,6 @@ results-unmasked: $(VENV)/installed
 	cp runs/unmasked/results.json $(RESULTS)/resnet18-32x32-unmasked.json
 	cp runs/unmasked/report.html $(RESULTS)/resnet18-32x32-unmasked.html
 
-# Counts near all ReLUs as well, which the run with all peers has not.
 results-spu: $(VENV)/installed
 	$(PI_SPU_PYTHON) benchmarks/spu_moves.py
 	$(BIN)/pi-pipeline bench resnet18 --budgets 6000,15000,30000,50000,100000,200000,350000,full \
