@@ -26,7 +26,6 @@ from benchmarks.room import Room, available_memory
 from benchmarks.schema import LOOPBACK, PHASES, Environment, RehearsedLayer, Results, Schedule
 from benchmarks.simulated import BACKEND as SIMULATED
 from benchmarks.simulated import simulated_accuracy
-from benchmarks.sole_writer import sole_writer
 from benchmarks.subjects import SubjectFile, Subjects, load_subjects
 from benchmarks.sweep import Bay, Berth, Progress, Station, stations
 from pi_runtime.backend import Backend
@@ -117,8 +116,7 @@ def run_bench(
 
     Raises:
         GraphError, BackendError: of the runtime.
-        MeasureError: the inputs do not fit one another, another process writes the same results, or a backend gave
-            something that is no logits (named).
+        MeasureError: the inputs do not fit one another, or a backend gave something that is no logits (named).
         ConfigError: ``results_path`` cannot be written.
     """
     settings = settings or BenchSettings()
@@ -129,10 +127,7 @@ def run_bench(
     loaded = load_subjects(subjects)
     names = tuple(dict.fromkeys(backends))
     opened = OpenLinks(links or Networks(), progress or _silent)
-    with (
-        sole_writer(results_path),
-        _Bench(loaded, names, networks, settings, results_path, opener, opened, command, memory) as bench,
-    ):
+    with _Bench(loaded, names, networks, settings, results_path, opener, opened, command, memory) as bench:
         for station in stations(loaded.files, bench.results.schedule):
             bench.visit(station)
         return bench.finish()

@@ -1,6 +1,6 @@
-"""One measurement at a time writes a results file.
+"""One measurement at a time writes a results file, and the networks beside it.
 
-Two would take each other's cores, and each would write over what the other has measured.
+Two would take each other's cores, and each would write over what the other has measured, or is measuring.
 """
 
 from __future__ import annotations

@@ -184,6 +184,7 @@ def bench_run(
     images: test images for the secure accuracy; of the full network, which is there to be compared with, a fifth.
     simulated_images: of each network, through the simulator; None: SIMULATED_IMAGES.
     """
+    from benchmarks.sole_writer import sole_writer
     from benchmarks.subjects import SubjectFile
 
     test = run_dataset(run_dir).test
@@ -198,16 +199,17 @@ def bench_run(
         SubjectFile(name="full", path=run_dir / FULL, mask="all", accuracy_images=max(1, images // 5), **common),
         SubjectFile(name="linearized", path=run_dir / MODEL, mask="trained", accuracy_images=images, **common),
     ]
-    measured = measure(
-        subjects,
-        run_dir / "results.json",
-        backends=backends,
-        runs=runs,
-        threads=threads,
-        networks=networks,
-        sweeps=1,
-        subjects_at_once=len(subjects),
-    )
+    with sole_writer(run_dir / "results.json"):
+        measured = measure(
+            subjects,
+            run_dir / "results.json",
+            backends=backends,
+            runs=runs,
+            threads=threads,
+            networks=networks,
+            sweeps=1,
+            subjects_at_once=len(subjects),
+        )
     full, linearized = measured["subjects"]
     return {
         "run_dir": str(run_dir),

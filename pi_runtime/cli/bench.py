@@ -176,37 +176,42 @@ def bench(
                 raise click.UsageError(f"{name} goes with a MODEL or --budgets")
         document = pipeline.bench_run(run_dir, **measured)
     else:
+        from benchmarks.sole_writer import sole_writer
         from pi_runtime.budgets import parse_budgets
         from pi_runtime.cli.bench_models import BuiltIn, default_output, subject_files
+        from pi_runtime.errors import ConfigError
         from pi_runtime.progress import progress_bars
 
         target = output or run_dir or default_output(models)
         wanted = None if budgets is None else parse_budgets(budgets)
-        with progress_bars() as progress:
-            subjects = subject_files(
-                models or (str(run_dir),),
-                budgets=wanted,
-                budgets_of=parse_budgets_of(budgets_of, measured["backends"], wanted or ()),
-                images=measured.pop("images"),
-                simulated_images=measured.pop("simulated_images"),
-                data=data,
-                built_in=BuiltIn(image_size=image_size, classes=classes, width=width),
-                seed=seed,
-                output=target,
-                progress=progress,
+        if run_dir is not None and not run_dir.is_dir():
+            raise ConfigError(f"{run_dir} is no run directory; make one with `pi-pipeline run`")
+        with sole_writer(target / "results.json"):
+            with progress_bars() as progress:
+                subjects = subject_files(
+                    models or (str(run_dir),),
+                    budgets=wanted,
+                    budgets_of=parse_budgets_of(budgets_of, measured["backends"], wanted or ()),
+                    images=measured.pop("images"),
+                    simulated_images=measured.pop("simulated_images"),
+                    data=data,
+                    built_in=BuiltIn(image_size=image_size, classes=classes, width=width),
+                    seed=seed,
+                    output=target,
+                    progress=progress,
+                )
+            document = pipeline.measure(
+                subjects,
+                target / "results.json",
+                sweeps=sweeps,
+                subjects_at_once=at_once,
+                runs_on=runs_by_network,
+                runs_of=runs_by_backend,
+                across_networks=across,
+                rehearse=rehearse,
+                no_warmup=unwarmed,
+                **measured,
             )
-        document = pipeline.measure(
-            subjects,
-            target / "results.json",
-            sweeps=sweeps,
-            subjects_at_once=at_once,
-            runs_on=runs_by_network,
-            runs_of=runs_by_backend,
-            across_networks=across,
-            rehearse=rehearse,
-            no_warmup=unwarmed,
-            **measured,
-        )
     click.echo(json.dumps(document))
 
 

@@ -14,7 +14,6 @@ from tiny_network import save_network
 from benchmarks.errors import MeasureError
 from benchmarks.harness import BenchSettings
 from benchmarks.results_file import load_results
-from benchmarks.sole_writer import sole_writer
 from pi_runtime.errors import BackendError
 from pi_runtime.spu.interpreter import PINS
 
@@ -151,18 +150,6 @@ def test_inputs_that_do_not_fit_are_one_line(bench: Bench, images: Any, labels: 
 def test_nothing_to_measure_is_one_line(bench: Bench, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(MeasureError, match=message):
         bench.run(**changes)
-
-
-def test_results_that_another_process_writes_are_left_alone(bench: Bench) -> None:
-    with (
-        sole_writer(bench.path),
-        pytest.raises(MeasureError, match=r"another process is measuring into .*results\.json; wait for it"),
-    ):
-        bench.run()
-    assert not bench.path.exists()
-    assert bench.journal == []
-    bench.run()
-    assert bench.path.exists()
 
 
 def test_two_subjects_of_one_name_are_refused(bench: Bench) -> None:

@@ -10,6 +10,7 @@ import onnxruntime
 import pytest
 from PIL import Image
 
+from benchmarks.sole_writer import sole_writer
 from pi_runtime.cli import main as cli
 from pi_runtime.export import export_onnx
 from pi_runtime.plaintext_backend import PlaintextBackend
@@ -71,6 +72,24 @@ def test_a_finished_bench_is_not_measured_again_and_another_seed_is(call, model,
     assert loaded == []
     assert call(*arguments, "--seed=1")[0] == 0
     assert len(loaded) == 2, "once a sweep"
+
+
+def test_what_another_process_measures_is_left_alone(call, model, tmp_path):
+    arguments = ["bench", model, *QUICK, "--output", tmp_path / "out"]
+    assert call(*arguments, "--budgets=40")[0] == 0
+    before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    assert len(before) >= 3, "a network, the results, the lock"
+    with sole_writer(tmp_path / "out" / "results.json"):
+        code, answer, err = call(*arguments, "--budgets=40,200", "--seed=1")
+    assert (code, answer) == (1, None)
+    assert "another process is measuring into" in err
+    assert {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()} == before
+
+
+def test_a_run_directory_that_is_not_there_is_not_made(call, tmp_path):
+    code, _, err = call("bench", "--run-dir", "nowhere", "--budgets=40", *QUICK)
+    assert (code, "nowhere is no run directory" in err) == (1, True)
+    assert not (tmp_path / "nowhere").exists()
 
 
 def test_a_built_in_network_says_that_its_weights_are_random(call, tmp_path):
