@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from itertools import chain
 from types import TracebackType
 from typing import Any, NamedTuple
 
@@ -73,7 +72,7 @@ class Channel(Closing):
             PeerRefusal: it said why before it went.
         """
         payload = memoryview(encode_control(kind, body))
-        self._send(kind, NO_LAYER, len(payload), [[payload]], tag)
+        self._send(kind, NO_LAYER, len(payload), [payload], tag)
 
     def send_array(self, kind: Kind, *buffers: Sendable, layer: int = NO_LAYER, tag: str | None = None) -> None:
         """Sends ``buffers``, one after the other as they lie in memory, as one message.
@@ -83,18 +82,20 @@ class Channel(Closing):
         Raises: as :meth:`send_control`.
         """
         views = [as_bytes(buffer) for buffer in buffers]
-        self._send(kind, layer, sum(map(len, views)), [views], tag)
+        self._send(kind, layer, sum(map(len, views)), views, tag)
 
     def send_stream(
         self, kind: Kind, nbytes: int, pieces: Iterable[Sendable], *, layer: int = NO_LAYER, tag: str | None = None
     ) -> None:
-        """Sends a message of ``nbytes`` bytes whose pieces come one by one, so that it is never whole in memory.
+        """Sends a message of ``nbytes`` bytes whose pieces come one by one, each in memory of its own.
+
+        Pieces are held until they fill a frame, and no longer.
 
         Raises:
             LocalProtocolError: not legal now, or the pieces do not add up to ``nbytes`` (the channel is then closed).
             RemoteProtocolError, PeerRefusal: as :meth:`send_control`.
         """
-        self._send(kind, layer, nbytes, ([as_bytes(piece)] for piece in pieces), tag)
+        self._send(kind, layer, nbytes, map(as_bytes, pieces), tag)
 
     # Receiving
 
@@ -228,14 +229,12 @@ class Channel(Closing):
 
     # The inside
 
-    def _send(
-        self, kind: Kind, layer: int, nbytes: int, groups: Iterable[Sequence[memoryview]], tag: str | None
-    ) -> None:
+    def _send(self, kind: Kind, layer: int, nbytes: int, views: Iterable[memoryview], tag: str | None) -> None:
         self._session.send(kind, layer)
         overhead = self._pipe.overhead_bytes
         sent = frames = 0
         try:
-            for frame in chain.from_iterable(map(split_frames, groups if nbytes else [[]])):
+            for frame in split_frames(views):
                 length = sum(map(len, frame))
                 if nbytes and not length:
                     continue
@@ -244,6 +243,7 @@ class Channel(Closing):
                 limit_s = self.timeouts.read_s + length / self.timeouts.min_rate_bytes_s
                 self._pipe.send(kind, layer, frame, deadline=time.monotonic() + limit_s)
                 frames += 1
+                del frame  # or its pieces would stay while those of the next are made
             if sent != nbytes:
                 raise LocalProtocolError(f"{kind.name} must have {nbytes:,} bytes, got pieces of {sent:,}")
         except RemoteProtocolError:

@@ -7,6 +7,7 @@ One thread uses a transport at a time, save for ``close``.
 
 from __future__ import annotations
 
+import os
 import select
 import socket
 import threading
@@ -18,6 +19,9 @@ from dataclasses import dataclass
 
 from pi_runtime.errors import ConfigError
 from pi_runtime.net.wire import Buffer
+
+_MOST_BUFFERS = os.sysconf("SC_IOV_MAX")
+"""What one ``sendmsg`` takes; a frame of many small pieces has more."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +99,7 @@ class SocketTransport(Transport):
         pending = [memoryview(buffer).cast("B") for buffer in buffers if len(buffer)]
         while pending:
             self._socket.settimeout(time_left(deadline))
-            sent = self._socket.sendmsg(pending)
+            sent = self._socket.sendmsg(pending[:_MOST_BUFFERS])
             while pending and sent >= len(pending[0]):
                 sent -= len(pending.pop(0))
             if sent:

@@ -17,7 +17,7 @@ the whole length beforehand and stops there. Control messages are always one fra
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -196,8 +196,8 @@ def as_bytes(buffer: Sendable) -> memoryview:
         raise LocalProtocolError("an array on the wire must be contiguous; use numpy.ascontiguousarray") from error
 
 
-def split_frames(views: Sequence[memoryview]) -> Iterator[list[memoryview]]:
-    """Cuts one group of buffers into frames, each as full as a frame may be; an empty group is one empty frame."""
+def split_frames(views: Iterable[memoryview]) -> Iterator[list[memoryview]]:
+    """Cuts buffers into frames, each as full as a frame may be; no bytes at all are one empty frame."""
     frame: list[memoryview] = []
     room = MAX_PAYLOAD_BYTES
     for view in views:
@@ -206,6 +206,7 @@ def split_frames(views: Sequence[memoryview]) -> Iterator[list[memoryview]]:
             yield [*frame, rest[:room]]
             rest = rest[room:]
             frame, room = [], MAX_PAYLOAD_BYTES
-        frame.append(rest)
-        room -= len(rest)
+        if rest:
+            frame.append(rest)
+            room -= len(rest)
     yield frame

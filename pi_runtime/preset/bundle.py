@@ -2,7 +2,7 @@
 
 Layout, little endian, no header: the parts of the steps in order, each at a multiple of 64 bytes. A linear step has
 its offline share s_l, int64 [B, *shape]; a gate step has the material of its B images one after the other
-(:meth:`pi_runtime.primitives.relu_gate.GateMaterial.to_bytes`), each at a multiple of 8. Offsets follow from the public
+(:func:`pi_runtime.primitives.relu_gate.gate_deal`), each at a multiple of 8. Offsets follow from the public
 program and the batch alone.
 """
 
@@ -69,14 +69,14 @@ def layout_of(step: Step) -> GateLayout:
     return gate_layout(step.ring_bits)
 
 
-def gate_part(step: Step, materials: list[GateMaterial]) -> bytes:
-    """The materials of a batch as they are sent and stored."""
-    size = _aligned(layout_of(step).material_bytes(step.gate_count), 8)
-    return b"".join(material.to_bytes().ljust(size, b"\0") for material in materials)
+def gate_padding(step: Step) -> bytes:
+    """What follows the material of each image, so that the next begins at a multiple of 8."""
+    exact = layout_of(step).material_bytes(step.gate_count)
+    return bytes(_aligned(exact, 8) - exact)
 
 
 def load_gate_part(step: Step, batch: int, data: memoryview) -> GateMaterial:
-    """The material of a batch, as one, from the bytes of :func:`gate_part`.
+    """The material of a batch, as one, from the bytes of its part.
 
     Raises:
         RemoteProtocolError: damaged material.

@@ -196,10 +196,10 @@ class Dealer(Closing):
                     graph_hash=self._graph_hash,
                 )
                 clock = StepClock()
-                for step, payload in deal(self._program, link.model.pads, pads, _own_stream(pads), self._threads):
-                    kind = Kind.LINEAR_SHARE if step.kind == "linear" else Kind.GATE_SHARE
-                    link.channel.send_array(kind, payload, layer=step.index)
-                    clock.tick(step)
+                for part in deal(self._program, link.model.pads, pads, _own_stream(pads), self._threads):
+                    kind = Kind.LINEAR_SHARE if part.step.kind == "linear" else Kind.GATE_SHARE
+                    link.channel.send_stream(kind, part.nbytes, part.pieces, layer=part.step.index)
+                    clock.tick(part.step)
                 self.step_seconds = clock.seconds
                 expect(link.channel, Kind.STORED, bundle_id=bundle_id)
             except RemoteProtocolError as error:

@@ -13,12 +13,13 @@ What this file computes is the same for any provider of bundles that keeps the c
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 
-from pi_runtime.preset.bundle import gate_part, layout_of
+from pi_runtime.net.wire import Sendable
+from pi_runtime.preset.bundle import gate_padding, layout_of, part_bytes
 from pi_runtime.preset.linear_ops import Weight, Weights, broadcast_bias, multiply, weight_shape
 from pi_runtime.preset.program import Program, Step
 from pi_runtime.preset.shares import BundlePads, kept_elements, walk_client_shares
@@ -31,14 +32,16 @@ PackedPad = Mapping[str, Weight]
 """A pad of the weights, by the name of the step; packed where it serves many bundles."""
 
 
-class Delivery(NamedTuple):
-    """The payload of one step for the server; its kind follows from the step's."""
+@dataclass(frozen=True, eq=False)
+class Delivery:
+    """What the server gets of one step, in pieces that come one by one; the kind of the message follows from the step.
+
+    nbytes: of all pieces together.
+    """
 
     step: Step
-    payload: bytes
-
-    def __repr__(self) -> str:
-        return f"Delivery({self.step.name}, {len(self.payload)} bytes, <secret>)"
+    nbytes: int
+    pieces: Iterable[Sendable] = field(repr=False)
 
 
 def expand_weight_pads(program: Program, seed: Seed, graph_hash: bytes, model_id: bytes) -> dict[str, I64]:
@@ -54,7 +57,7 @@ def dealer_pads(program: Program, weights: Weights, client_pads: Pad) -> dict[st
 def deal(
     program: Program, dealer_weight_pads: PackedPad, pads: BundlePads, dealer: Stream, threads: int = 1
 ) -> Iterator[Delivery]:
-    """The dealer's deliveries to the server, in the order of the steps.
+    """The dealer's deliveries to the server, in the order of the steps; take each one's pieces before the next.
 
     dealer: the dealer's own generator, which the client can never expand: it gives alpha and the opening masks.
     """
@@ -62,13 +65,10 @@ def deal(
         step, share = walked.step, walked.shares_in[0]
         if step.kind == "linear":
             part = multiply(step, dealer_weight_pads[step.name], share, threads) - pads.linear_blind(step)
-            yield Delivery(step, part.astype("<i8", copy=False).tobytes())
+            yield _linear_delivery(step, part)
         elif step.kind == "gate":
-            kept = kept_elements(step, share)
-            streams = (pads.gate_stream(step, image) for image in range(pads.batch))
-            layout = layout_of(step)
-            materials = [gate_deal(layout, row, stream, dealer) for row, stream in zip(kept, streams, strict=True)]
-            yield Delivery(step, gate_part(step, materials))
+            pieces = _gate_pieces(step, kept_elements(step, share), pads, dealer)
+            yield Delivery(step, part_bytes(step, pads.batch), pieces)
 
 
 def client_deliveries(
@@ -80,8 +80,7 @@ def client_deliveries(
         if step.kind == "linear":
             assert walked.pad is not None
             product = multiply(step, client_weight_pads[step.name], walked.shares_in[0], threads)
-            part = product + pads.linear_blind(step) - walked.pad
-            yield Delivery(step, part.astype("<i8", copy=False).tobytes())
+            yield _linear_delivery(step, product + pads.linear_blind(step) - walked.pad)
 
 
 def server_share(step: Step, weights: Weights, from_dealer: I64, from_client: I64) -> I64:
@@ -96,3 +95,13 @@ def expand_weight_pad(step: Step, seed: Seed, graph_hash: bytes, model_id: bytes
         bundle_id=model_id, graph_hash=graph_hash, role="server", image=0, layer=step.name, purpose="weight pad"
     )
     return seed.stream(label).words(*weight_shape(step)).view(np.int64)
+
+
+def _linear_delivery(step: Step, part: I64) -> Delivery:
+    return Delivery(step, part.nbytes, (part.astype("<i8", copy=False),))
+
+
+def _gate_pieces(step: Step, kept: I64, pads: BundlePads, dealer: Stream) -> Iterator[Sendable]:
+    for image, share in enumerate(kept):
+        yield from gate_deal(layout_of(step), share, pads.gate_stream(step, image), dealer)
+        yield gate_padding(step)

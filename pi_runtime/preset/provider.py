@@ -82,8 +82,8 @@ class DealerProvider:
         dealer.send_control(Kind.DEAL, batch=pads.batch, **bundle)
         dealer.send_array(Kind.BUNDLE_SEED, pads.seed.reveal())
         # Not waiting for the dealer here: it deals while this side computes.
-        for step, payload in client_deliveries(model.program, weight_pads, pads, self._threads):
-            server.send_array(Kind.CLIENT_SHARE, payload, layer=step.index)
+        for part in client_deliveries(model.program, weight_pads, pads, self._threads):
+            server.send_stream(Kind.CLIENT_SHARE, part.nbytes, part.pieces, layer=part.step.index)
         timeouts = server.timeouts
         within_s = timeouts.read_s + BundleLayout(model.program, pads.batch).total_bytes / timeouts.min_rate_bytes_s
         expect(dealer, Kind.DEALT, within_s=within_s, bundle_id=bundle_id)

@@ -15,9 +15,8 @@ from pi_runtime.primitives.ring import pack, unpack
 def warm_up(program: Program, product: Product | None = None) -> None:
     """Runs one gate of each layout and, where ``product`` is given, each linear step once, on zeros."""
     for layout in {layout_of(step) for step in program.gate_steps}:
-        ours = gate_load(
-            layout, 1, gate_deal(layout, np.zeros(1, np.uint64), Stream.from_system(), Stream.from_system()).to_bytes()
-        )
+        pieces = gate_deal(layout, np.zeros(1, np.uint64), Stream.from_system(), Stream.from_system())
+        ours = gate_load(layout, 1, b"".join(piece.tobytes() for piece in pieces))
         for material in (ours, gate_expand(layout, 1, Stream.from_system())):
             xhat = unpack(pack(np.zeros(1, np.uint64), layout.ring_bits), 1, layout.ring_bits)
             gate_finish(material, xhat, gate_open(material, xhat))

@@ -88,9 +88,9 @@ def finish_three_chunks(xhat: Any, opened: Any, words: Any, sign_bit: int, one: 
         output[i] = d * x - dv
 
 
-@kernel(reads("uint64"), reads("uint8"), reads("int64"), writes("uint8", 2), writes("uint64", 2))
-def subtract_from_truth(alpha: Any, masks: Any, chunks: Any, tables: Any, words: Any) -> None:
-    """Turn one party's half of a layer's material, in place, into the other's: truth xor tables, truth - words."""
+@kernel(reads("uint64"), reads("uint8"), reads("int64"), writes("uint8", 2))
+def xor_true_tables(alpha: Any, masks: Any, chunks: Any, tables: Any) -> None:
+    """Turn one party's half of the tables, in place, into the other's: truth xor tables."""
     count = chunks.shape[0]
     low = 0
     for j in range(count):
@@ -118,6 +118,16 @@ def subtract_from_truth(alpha: Any, masks: Any, chunks: Any, tables: Any, words:
             at = start + np.uint64(j)
             tables[i, at >> np.uint64(3)] ^= np.uint8(((mask >> np.uint64(j)) & np.uint64(1)) << (at & np.uint64(7)))
 
+
+@kernel(reads("uint64"), reads("uint8"), reads("int64"), writes("uint64", 2))
+def subtract_from_true_words(alpha: Any, masks: Any, chunks: Any, words: Any) -> None:
+    """Turn one party's half of the words, in place, into the other's: truth - words."""
+    count = chunks.shape[0]
+    low = 0
+    for j in range(count):
+        low += chunks[j]
+    for i in range(alpha.shape[0]):
+        mask = np.uint64(masks[i])
         a = (alpha[i] >> np.uint64(low)) & np.uint64(1)
         signed = alpha[i] - (a << np.uint64(low + 1))
         words[i, 0] = alpha[i] - words[i, 0]

@@ -12,6 +12,13 @@ from pi_runtime.preset.shares import BundlePads
 from pi_runtime.primitives.prg import Seed, Stream
 
 
+def joined(delivery):
+    """The bytes of a delivery, as many as it says."""
+    payload = b"".join(delivery.pieces)
+    assert len(payload) == delivery.nbytes
+    return payload
+
+
 def secure(graph, images, batch, bundle_pads=None):
     """Runs all three roles' code over in-memory messages; returns logits, sizes of the messages, and the pads."""
     program, public = compile_program(graph), compile_program(graph.public())
@@ -20,10 +27,11 @@ def secure(graph, images, batch, bundle_pads=None):
     client_pads = offline.expand_weight_pads(public, Seed.fresh(), graph_hash, b"m" * 16)
     dealer_pads = offline.dealer_pads(program, weights, client_pads)
     pads = bundle_pads or BundlePads(Seed.fresh(), b"b" * 16, graph_hash, batch)
-    from_client = {d.step.index: d.payload for d in offline.client_deliveries(public, client_pads, pads)}
+    from_client = {d.step.index: joined(d) for d in offline.client_deliveries(public, client_pads, pads)}
     shares, gates = {}, {}
     layout = BundleLayout(program, batch)
-    for step, payload in offline.deal(public, dealer_pads, pads, Stream.from_system()):
+    for delivery in offline.deal(public, dealer_pads, pads, Stream.from_system()):
+        step, payload = delivery.step, joined(delivery)
         assert len(payload) == layout.parts[step.index].size
         if step.kind == "linear":
             parts = (load_linear_part(step, batch, memoryview(p)) for p in (payload, from_client[step.index]))

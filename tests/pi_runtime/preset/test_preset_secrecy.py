@@ -10,9 +10,8 @@ from types import FunctionType, MethodType
 import numpy as np
 import pytest
 
-from pi_runtime.net.channel import Channel
+from pi_runtime.net.frames import FramePipe
 from pi_runtime.net.messages import Kind
-from pi_runtime.net.wire import as_bytes
 from pi_runtime.preset import dealer as dealing
 from pi_runtime.preset import server as serving
 from pi_runtime.preset.assembly import PendingBundle
@@ -33,14 +32,14 @@ SECRET = (
 @pytest.mark.parametrize("value", [0.0, 3.0])
 def test_what_leaves_each_role_is_uniform_for_any_input(idle_parties, monkeypatch, value):
     captured = {kind: bytearray() for kind in SECRET}
-    send_array = Channel.send_array
+    send = FramePipe.send
 
-    def tap(channel, kind, *buffers, **options):
+    def tap(pipe, kind, layer, payload, **options):
         if kind in captured:
-            captured[kind] += b"".join(bytes(as_bytes(buffer)) for buffer in buffers)
-        send_array(channel, kind, *buffers, **options)
+            captured[kind] += b"".join(payload)
+        send(pipe, kind, layer, payload, **options)
 
-    monkeypatch.setattr(Channel, "send_array", tap)
+    monkeypatch.setattr(FramePipe, "send", tap)
     idle_parties.start_dealer()
     idle_parties.start_server()
     client, _ = idle_parties.client()

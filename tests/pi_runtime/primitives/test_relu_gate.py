@@ -13,6 +13,7 @@ from pi_runtime.errors import LocalProtocolError, RemoteProtocolError
 from pi_runtime.primitives import kernels_gate, ring
 from pi_runtime.primitives.prg import Stream
 from pi_runtime.primitives.relu_gate import (
+    BLOCK_BYTES,
     CLIENT,
     SERVER,
     GateLayout,
@@ -41,8 +42,15 @@ def dealt(layout: GateLayout, alpha: Any, masks: Any) -> tuple[GateMaterial, Gat
     stream = Stream(CLIENT_KEY)
     words = stream.words(len(alpha), layout.word_count)
     tables = stream.octets(len(alpha) * layout.table_bytes).reshape(len(alpha), layout.table_bytes)
-    kernels_gate.subtract_from_truth(alpha, np.asarray(masks, np.uint8), np.array(layout.chunks), tables, words)
+    masks, chunks = np.asarray(masks, np.uint8), np.array(layout.chunks)
+    kernels_gate.subtract_from_true_words(alpha, masks, chunks, words)
+    kernels_gate.xor_true_tables(alpha, masks, chunks, tables)
     return GateMaterial(layout, SERVER, words, tables, alpha), client
+
+
+def deal(layout: GateLayout, client_share: NDArray[Any], key: bytes = CLIENT_KEY) -> bytes:
+    """The server's material as it is sent and stored, of a dealer whose own stream is fixed."""
+    return b"".join(gate_deal(layout, client_share, Stream(key), Stream(b"dealer's own key")))
 
 
 def run(server: GateMaterial, client: GateMaterial, xhat: NDArray[np.uint64]) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -91,7 +99,8 @@ def test_server_half_is_the_client_half_reflected_at_a_truth_that_ignores_it(lay
         words = rng.integers(0, 2**64, (count, layout.word_count), dtype=np.uint64)
         tables = rng.integers(0, 256, (count, layout.table_bytes), dtype=np.uint8)
         server_words, server_tables = words.copy(), tables.copy()
-        kernels_gate.subtract_from_truth(alpha, masks, np.array(layout.chunks), server_tables, server_words)
+        kernels_gate.subtract_from_true_words(alpha, masks, np.array(layout.chunks), server_words)
+        kernels_gate.xor_true_tables(alpha, masks, np.array(layout.chunks), server_tables)
         truths.append((server_words + words, server_tables ^ tables))
     np.testing.assert_array_equal(truths[0][0], truths[1][0])
     np.testing.assert_array_equal(truths[0][1], truths[1][1])
@@ -112,9 +121,9 @@ def test_server_half_is_the_client_half_reflected_at_a_truth_that_ignores_it(lay
 def test_bytes_of_either_half_and_opened_bits_are_uniform_by_chi_square(ring_bits: int) -> None:
     layout, count = gate_layout(ring_bits), 4000
     share = np.zeros(count, np.uint64)
-    server = gate_deal(layout, share, Stream(CLIENT_KEY), Stream(b"dealer's own key"))
-    client = gate_expand(layout, count, Stream(CLIENT_KEY))
-    stored = np.frombuffer(server.to_bytes(), np.uint8)
+    data = deal(layout, share)
+    server, client = gate_load(layout, count, data), gate_expand(layout, count, Stream(CLIENT_KEY))
+    stored = np.frombuffer(data, np.uint8)
     xhat = server.mask_input(share)
     own, other = gate_open(server, xhat), gate_open(client, xhat)
     samples = [(stored, 8), (own, layout.opened_bits), (other, layout.opened_bits), (own ^ other, layout.opened_bits)]
@@ -146,7 +155,7 @@ def test_dealt_material_survives_its_bytes_and_gives_plain_relu_of_shares(ring_b
     rng = np.random.default_rng(0)
     x = rng.integers(-(1 << (ring_bits - 1)), 1 << (ring_bits - 1), count)
     client_share = rng.integers(0, 2**64, count, dtype=np.uint64)
-    data = gate_deal(layout, client_share, Stream(CLIENT_KEY), Stream.from_system()).to_bytes()
+    data = deal(layout, client_share)
     assert len(data) == layout.material_bytes(count)
     for stored in (data, memoryview(b"?" + data)[1:]):  # aligned, and not
         server, client = gate_load(layout, count, stored), gate_expand(layout, count, Stream(CLIENT_KEY))
@@ -162,7 +171,7 @@ def test_a_gate_heals_a_wrapped_share() -> None:
     x = rng.integers(-(2**23), 2**23, count)
     client_share = rng.integers(0, 2**64, count, dtype=np.uint64)
     wrap = rng.integers(1, 2**shifts, count, dtype=np.uint64) << np.uint64(64 - shifts)
-    server = gate_deal(layout, client_share, Stream(CLIENT_KEY), Stream.from_system())
+    server = gate_load(layout, count, deal(layout, client_share))
     wrapped = x.view(np.uint64) - client_share + wrap
     assert not np.any((wrapped + client_share).view(np.int64) == x)
     output = run(server, gate_expand(layout, count, Stream(CLIENT_KEY)), server.mask_input(wrapped))[1]
@@ -181,9 +190,26 @@ def test_sizes_equal_the_published_ones() -> None:
 
 
 def test_known_answer_of_the_stored_format() -> None:
-    material = gate_deal(gate_layout(4), np.arange(2, dtype=np.uint64), Stream(bytes(16)), Stream(b"dealer's own key"))
+    data = deal(gate_layout(4), np.arange(2, dtype=np.uint64), bytes(16))
     digest = "69c410e9a9b5f17e45bbef69a01c3a0324f8e6fe2ff9994d77e01927c1627028"
-    assert hashlib.sha256(material.to_bytes()).hexdigest() == digest
+    assert hashlib.sha256(data).hexdigest() == digest
+
+
+@pytest.mark.parametrize("ring_bits", [18, 24])
+def test_many_gates_are_dealt_in_small_pieces_that_equal_the_whole(ring_bits: int) -> None:
+    """Oracle: the other half made at once, by the kernels over all elements."""
+    layout = gate_layout(ring_bits)
+    count = 5 * BLOCK_BYTES // (8 * layout.word_count) + 3
+    share = np.arange(count, dtype=np.uint64)
+    pieces = list(gate_deal(layout, share, Stream(CLIENT_KEY), Stream(b"dealer's own key")))
+    assert max(piece.nbytes for piece in pieces[:-1]) <= BLOCK_BYTES
+    assert len(pieces) > 7
+    own = Stream(b"dealer's own key")
+    alpha = ring.low_bits(own.words(count), ring_bits)
+    whole, _ = dealt(layout, alpha, own.octets(count) & np.uint8((1 << layout.opened_bits) - 1))
+    tables, words = whole.take_tables(), whole.take_words()
+    q = ring.pack(share + alpha, ring_bits)
+    assert b"".join(pieces) == words.tobytes() + tables.tobytes() + q.tobytes()
 
 
 def test_material_is_used_once() -> None:
@@ -199,19 +225,9 @@ def test_material_is_used_once() -> None:
         gate_finish(client, xhat, np.zeros(3, np.uint8))
 
 
-def test_opened_material_of_the_server_cannot_be_stored_again() -> None:
-    layout = gate_layout(8)
-    server = gate_deal(layout, np.zeros(3, np.uint64), Stream(CLIENT_KEY), Stream.from_system())
-    gate_open(server, np.zeros(3, np.uint64))
-    with pytest.raises(LocalProtocolError, match="only unopened material"):
-        server.to_bytes()
-
-
-def test_client_material_has_no_bytes_and_masks_nothing() -> None:
+def test_client_material_masks_nothing() -> None:
     client = gate_expand(gate_layout(8), 3, Stream(CLIENT_KEY))
     assert client.party == CLIENT
-    with pytest.raises(LocalProtocolError, match="only unopened material of the server"):
-        client.to_bytes()
     with pytest.raises(LocalProtocolError, match="xhat comes from the server"):
         client.mask_input(np.zeros(3, np.uint64))
 
@@ -226,9 +242,7 @@ def test_material_hides_and_does_not_copy() -> None:
 
 def test_no_gates_are_no_work() -> None:
     layout = gate_layout(24)
-    server = gate_load(
-        layout, 0, gate_deal(layout, np.zeros(0, np.uint64), Stream(CLIENT_KEY), Stream.from_system()).to_bytes()
-    )
+    server = gate_load(layout, 0, deal(layout, np.zeros(0, np.uint64)))
     assert run(server, gate_expand(layout, 0, Stream(CLIENT_KEY)), np.zeros(0, np.uint64))[1].shape == (0,)
 
 
@@ -271,8 +285,7 @@ def test_joined_images_compute_relu_of_each_image() -> None:
     values, client_shares = rng.integers(-(2**16), 2**16, (2, batch, count))
     keys = [bytes([image]) * 16 for image in range(batch)]
     dealt_images = [
-        gate_deal(layout, share, Stream(key), Stream(b"dealer" + key[:10]))
-        for share, key in zip(client_shares, keys, strict=True)
+        gate_load(layout, count, deal(layout, share, key)) for share, key in zip(client_shares, keys, strict=True)
     ]
     server = join_gates(dealt_images)
     client = join_gates([gate_expand(layout, count, Stream(key)) for key in keys])
