@@ -23,7 +23,7 @@ from benchmarks.placement import Links, OpenLinks, place, unlinked
 from benchmarks.reference import reference_logits
 from benchmarks.results_file import load_results
 from benchmarks.room import Room, available_memory
-from benchmarks.schema import LOOPBACK, PHASES, Environment, RehearsedLayer, Results, Schedule
+from benchmarks.schema import LOOPBACK, PHASES, Environment, Rehearsed, RehearsedLayer, Results, Row, Schedule
 from benchmarks.simulated import BACKEND as SIMULATED
 from benchmarks.simulated import simulated_accuracy
 from benchmarks.subjects import SubjectFile, Subjects, load_subjects
@@ -105,7 +105,7 @@ def run_bench(
     Args:
         subjects: in the order of the first sweep and of the results.
         backends: names, in the order in which they take turns. Backends that the file has already, for the same
-            inputs, are kept.
+            inputs, are kept, and get the runs that they lack of those asked for.
         networks: profiles, in the order of the visits at each stop.
         opener: makes the backend of a name, one for each subject, network and sweep; told the options of the link
             where there is one.
@@ -159,9 +159,8 @@ class _Bench(Closing):
         self.placement = place(backends, networks, links.reach)
         environment = describe_environment(settings.threads)
         schedule = settings.schedule(len(subjects.files))
-        identity = subjects.fingerprint(schedule, environment)
-        self.results = self._earlier(identity) or Results(
-            inputs_sha256=identity,
+        self.results = self._earlier(schedule, environment) or Results(
+            inputs_sha256=subjects.fingerprint(schedule, environment),
             subjects=subjects.describe(settings.threads),
             schedule=schedule,
             relu_layers=subjects.relu_layers(),
@@ -206,19 +205,20 @@ class _Bench(Closing):
         self.links.close()
 
     def _untimed(self, berth: Berth, sweep: int) -> range | None:
-        """The berth's runs of the sweep; None where they are done, or there are none."""
+        """The berth's runs that are missing at the end of the sweep; None where there are none."""
         if not berth.rehearsal and berth.backend not in self.placement.measured[berth.network]:
             return None
-        if self._is_timed(berth, sweep):
-            return None
-        return self.results.schedule.share(sweep, berth.network, berth.backend) or None
+        done = sum(len(entry.seconds) for entry in self._timed(berth))
+        return range(done, self.results.schedule.share(sweep, berth.network, berth.backend).stop) or None
 
-    def _is_timed(self, berth: Berth, sweep: int) -> bool:
+    def _timed(self, berth: Berth) -> Sequence[Row | Rehearsed]:
+        """What was timed of the berth so far: its online phase, an entry for each time that it was open."""
         if berth.rehearsal:
-            key = (berth.subject.name, sweep)
-            return any((entry.subject, entry.sweep) == key for entry in self.results.rehearsed)
-        place = (berth.backend, berth.subject.name, berth.network, sweep, "measured")
-        return any((row.backend, row.subject, row.network, row.sweep, row.kind) == place for row in self.results.rows)
+            wanted = (berth.subject.name, "online")
+            return [entry for entry in self.results.rehearsed if (entry.subject, entry.phase) == wanted]
+        place = (berth.backend, berth.subject.name, berth.network, "measured", "online")
+        rows = self.results.rows
+        return [row for row in rows if (row.backend, row.subject, row.network, row.kind, row.phase) == place]
 
     def _unchecked(self, berth: Berth) -> bool:
         """Whether the berth is where its backend's logits are compared with plaintext, and they have not been."""
@@ -271,7 +271,8 @@ class _Bench(Closing):
     def _time(self, bay: Bay, runs: Mapping[Berth, range], station: Station) -> None:
         rows, layers, rehearsed = list(self.results.rows), list(self.results.layers), list(self.results.rehearsed)
         for berth, costs in bay.time(runs, station).items():
-            backend, subject, network, sweep = berth.backend, berth.subject.name, berth.network, station.sweep
+            backend, subject, network = berth.backend, berth.subject.name, berth.network
+            sweep = len(self._timed(berth))
             if berth.rehearsal:
                 seconds = {phase: [run.phases[phase].seconds for run in costs] for phase in PHASES}
                 dealt = [
@@ -335,15 +336,20 @@ class _Bench(Closing):
         entry = bay.compare(berth, plain, self.results.schedule.accuracy_batch)
         self._keep(self.results.model_copy(update={"secure": (*self.results.secure, entry)}))
 
-    def _earlier(self, identity: str) -> Results | None:
-        """What an earlier call with the same inputs has written: the unfinished results, else the finished ones."""
+    def _earlier(self, schedule: Schedule, environment: Environment) -> Results | None:
+        """What an earlier call with the same inputs has written: the unfinished results, else the finished ones.
+
+        It may have asked for fewer runs; those that are missing are added to what it measured.
+        """
         for path in (self.partial_path, self.path):
             try:
                 earlier = load_results(path)
             except ResultsError:
                 continue  # absent or unusable: measured again and written over
-            if earlier.inputs_sha256 == identity:
-                return earlier
+            same = earlier.inputs_sha256 == self.subjects.fingerprint(earlier.schedule, environment)
+            if same and earlier.is_part_of(schedule):
+                identity = self.subjects.fingerprint(schedule, environment)
+                return earlier.model_copy(update={"schedule": schedule, "inputs_sha256": identity})
         return None
 
     def _keep(self, results: Results) -> None:

@@ -3,13 +3,14 @@
 A figure is stored once, as it was measured; what a reader computes from it (medians, ratios, sums, fits) is not
 stored: see :mod:`benchmarks.summary` and :mod:`benchmarks.fit`. ``sent_bytes`` are by the role that sent them.
 ``subject`` names one of ``subjects``: a network at one ReLU budget. ``network`` is the profile of the link between the
-parties. ``sweep`` numbers the passes over all subjects, from 0. ``kind`` parts measured figures from modelled ones; the
-two are never merged into one row.
+parties. ``sweep`` numbers the times that a backend was open with a subject, from 0. ``kind`` parts measured figures
+from modelled ones; the two are never merged into one row.
 """
 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable
 from math import prod
 from pathlib import Path
@@ -318,6 +319,17 @@ class Results(_Part):
                 if entry.subject not in known:
                     raise ValueError(f"{name} has the subject {entry.subject!r}, which subjects does not name")
         return self
+
+    def is_part_of(self, schedule: Schedule) -> bool:
+        """Whether all was measured as ``schedule`` says, but for how many runs there are: no more than it asks for."""
+        counts = {"runs", "runs_on", "runs_of", "sweeps"}
+        if self.schedule.model_dump(exclude=counts) != schedule.model_dump(exclude=counts):
+            return False
+        runs = Counter[tuple[str, str, str]]()
+        for row in self.rows:
+            if (row.kind, row.phase) == ("measured", "online"):
+                runs[row.network, row.backend, row.subject] += len(row.seconds)
+        return all(count <= schedule.total(network, backend) for (network, backend, _), count in runs.items())
 
     @property
     def backends(self) -> tuple[str, ...]:

@@ -33,7 +33,12 @@ def bench_options(command: Any) -> Any:
             type=click.IntRange(min=0),
             help="test images through the simulator of preset  [1000 where they have labels, else 0]",
         ),
-        click.option("--runs", default=3, show_default=True, help="timed inferences of one image, after a warm-up"),
+        click.option(
+            "--runs",
+            default=3,
+            show_default=True,
+            help="timed inferences of one image, after a warm-up; asked for more later, it adds them",
+        ),
         click.option("--party-threads", default=1, show_default=True, help="CPU threads of each party"),
         click.option(
             "--networks",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from tiny_network import save_network
 from benchmarks.errors import MeasureError
 from benchmarks.harness import BenchSettings
 from benchmarks.results_file import load_results
+from benchmarks.summary import phase_cost
 from pi_runtime.errors import BackendError
 from pi_runtime.spu.interpreter import PINS
 
@@ -115,6 +117,41 @@ def test_other_inputs_are_measured_anew(bench: Bench, change: str) -> None:
             bench.labels = (bench.labels + 1) % 3
     bench.run()
     assert "prepare fake full" in bench.journal
+
+
+@pytest.mark.parametrize(
+    ("sweeps", "order"),
+    [
+        # Two warm-ups, then three runs of each, to and fro.
+        (1, "full model, model full, full model, model full"),
+        # One run of each in the first sweep, two in the second.
+        (2, "full model, model full, model full, full model, model full"),
+    ],
+)
+def test_more_runs_are_added_to_those_that_are_there(bench: Bench, sweeps: int, order: str) -> None:
+    bench.settings = replace(bench.settings, runs=2)
+    first = bench.run("a", "b")
+    bench.journal.clear()
+    bench.settings = replace(bench.settings, runs_of={"b": 5}, sweeps=sweeps)
+    results = bench.run("a", "b")
+    assert results.rows[: len(first.rows)] == first.rows
+    assert results.secure == first.secure
+    assert timed(bench.journal) == [f"b {subject}" for subject in order.replace(",", "").split()]
+    assert not [line for line in bench.journal if " a " in line]
+    for subject in ("full", "linearized"):
+        cost = phase_cost(results, "b", subject, "online")
+        assert cost is not None
+        assert cost.latency_s.runs == 5
+    assert results.schedule.runs_of == {"b": 5}
+    bench.journal.clear()
+    assert bench.run("a", "b") == results
+    assert bench.journal == []
+
+
+def test_fewer_runs_are_another_measurement(bench: Bench) -> None:
+    bench.run()
+    bench.settings = replace(bench.settings, runs=4)
+    assert {len(row.seconds) for row in bench.run().rows if row.phase == "online"} == {4}
 
 
 def test_a_damaged_file_of_an_earlier_run_is_measured_over(bench: Bench) -> None:
