@@ -38,8 +38,9 @@ results-networks: $(VENV)/installed
 	$(BIN)/pi-pipeline bench resnet18 --budgets 6000,15000,30000,50000,100000,300000,400000,full \
 		--backends preset,crypten,crypten-unmasked,spu-cheetah,spu-semi2k,plaintext --networks loopback,lan,wan \
 		--runs 64 --runs-on wan=1 --runs-of preset@wan=8 --runs-of crypten=12 --runs-of crypten@loopback=24 \
-		--runs-of crypten-unmasked=8 --runs-of crypten-unmasked@loopback=16 --runs-of spu-semi2k=3 \
-		--runs-of spu-cheetah=1 --no-warmup spu-cheetah --across-networks preset --sweeps 1 --at-once 8 --images 1 \
+		--runs-of crypten-unmasked=8 --runs-of crypten-unmasked@loopback=48 --runs-of spu-semi2k=3 \
+		--runs-of spu-semi2k@loopback=6 --runs-of spu-cheetah=1 --no-warmup spu-cheetah --across-networks preset \
+		--sweeps 1 --at-once 8 --images 1 \
 		--output runs/networks
 	$(BIN)/pi-pipeline report runs/networks
 	cp runs/networks/results.json $(RESULTS)/resnet18-32x32-networks.json
