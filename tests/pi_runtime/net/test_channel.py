@@ -1,5 +1,6 @@
 """Channels over memory and sockets. Oracles: the bytes that were sent, hand-counted traffic, and errors by name."""
 
+import os
 import socket
 import threading
 import time
@@ -114,6 +115,16 @@ def test_long_messages_go_as_several_frames(nbytes, kind):
     frames = max(-(-nbytes // MAX_PAYLOAD_BYTES), 1)
     assert (counts.payload_received_bytes, counts.messages_received) == (nbytes, 1)
     assert counts.framing_received_bytes == frames * HEADER_BYTES
+    client.close()
+    server.close()
+
+
+def test_a_frame_may_have_more_pieces_than_the_system_takes_at_once():
+    transports = tuple(SocketTransport(end) for end in socket.socketpair())
+    client, server = pair(state="opened", transports=transports)
+    pieces = [bytes([n % 251]) for n in range(3 * os.sysconf("SC_IOV_MAX"))]
+    client.send_stream(Kind.INPUT, len(pieces), pieces)
+    assert server.recv_array(Kind.INPUT, len(pieces)).tobytes() == b"".join(pieces)
     client.close()
     server.close()
 
